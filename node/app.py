@@ -1,0 +1,178 @@
+"""The composition root: `radnode serve` keeps the processes of a node alive, and says what each of them runs."""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from node.config import Config, load_config
+from node.errors import NodeError
+from node.journal import JobJournal, open_database
+from node.locks import HeldLock, LockHeld
+from node.log import configure_logging
+
+LOCK_WAIT_S: Final = 5.0
+STOP_GRACE_S: Final = 8.0
+FIRST_RESTART_S: Final = 0.1
+MAX_RESTART_S: Final = 30.0
+STEADY_S: Final = 60.0
+"""A process that lived this long starts anew without a wait."""
+
+_PR_SET_PDEATHSIG: Final = 1
+
+log = structlog.get_logger("radnode")
+
+
+class AlreadyServed(NodeError):
+    """Another node serves this state directory."""
+
+
+@dataclass
+class Child:
+    """A process of the node: what it runs, and how often it had to be started."""
+
+    role: tuple[str, ...]
+    process: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    restart_wait_s: float = FIRST_RESTART_S
+    due_s: float = field(default=0.0)
+
+    @property
+    def name(self) -> str:
+        """For logs: `worker cpu`."""
+        return " ".join(self.role)
+
+
+def serve(config_path: Path) -> int:
+    """Runs a node until SIGTERM or SIGINT: the listener, the dispatcher, a worker per device, the courier.
+
+    Raises
+    ------
+    AlreadyServed
+        When another node holds the state directory.
+    """
+    config = load_config(config_path)
+    configure_logging(config.log)
+    run_dir = config.node.state_dir / "run"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = _take_lock(run_dir / "node.lock")
+    try:
+        (run_dir / "listener.port").unlink(missing_ok=True)
+        open_database(config.node.state_dir).close()
+        roles: list[tuple[str, ...]] = [("listener",), ("dispatcher",), *(("worker", device) for device in config.worker.devices), ("courier",)]
+        stop = stop_on_signals()
+        log.info("node.starting", ae_title=config.node.ae_title, state_dir=str(config.node.state_dir))
+        Supervisor(config_path, [Child(role) for role in roles]).run(stop, on_ready=lambda: _wait_for_listener(run_dir))
+        _forgive_stopped_workers(config)
+        log.info("node.stopped")
+    finally:
+        lock.release()
+    return 0
+
+
+def _take_lock(path: Path) -> HeldLock:
+    deadline = time.monotonic() + LOCK_WAIT_S  # a node that was just killed may take a moment to vanish
+    while True:
+        try:
+            return HeldLock(path)
+        except LockHeld as error:
+            if time.monotonic() > deadline:
+                raise AlreadyServed(f"another radnode serves {path.parent.parent} → stop it first, or give this one its own state_dir") from error
+            time.sleep(0.1)
+
+
+class Supervisor:
+    """Starts the processes, starts them again when they die, stops them all at the end."""
+
+    def __init__(self, config_path: Path, children: list[Child]) -> None:
+        self._config_path = config_path
+        self._children = children
+
+    def run(self, stop: threading.Event, on_ready: Callable[[], bool]) -> None:
+        """Keeps the processes alive until `stop`; tells systemd once `on_ready` answers True."""
+        ready = False
+        while not stop.is_set():
+            for child in self._children:
+                self._tend(child, time.monotonic())
+            if not ready and on_ready():
+                ready = True
+                log.info("node.ready")
+                notify_systemd("READY=1")
+            stop.wait(0.1)
+        notify_systemd("STOPPING=1")
+        self._stop_all()
+
+    def _tend(self, child: Child, now_s: float) -> None:
+        if child.process is not None:
+            status = child.process.poll()
+            if status is None:
+                return
+            child.process = None
+            if now_s - child.started_s > STEADY_S:
+                child.restart_wait_s = FIRST_RESTART_S
+            child.due_s = now_s + child.restart_wait_s
+            log.error("process.died", process=child.name, status=status, restart_in_s=child.restart_wait_s)
+            child.restart_wait_s = min(MAX_RESTART_S, child.restart_wait_s * 2)
+        elif now_s >= child.due_s:
+            command = [sys.executable, "-m", "node.child", str(os.getpid()), str(self._config_path), *child.role]
+            child.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own interpreter and module
+            child.started_s = now_s
+            log.info("process.started", process=child.name, pid=child.process.pid)
+
+    def _stop_all(self) -> None:
+        alive = [child.process for child in self._children if child.process is not None]
+        for process in alive:
+            process.terminate()
+        deadline = time.monotonic() + STOP_GRACE_S
+        for process in alive:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _forgive_stopped_workers(config: Config) -> None:
+    """A job that was cut off by a clean stop has not failed: it is taken up at the next start with its attempt back."""
+    jobs = JobJournal(open_database(config.node.state_dir))
+    for holder in jobs.holders():
+        jobs.release_jobs_of(holder, reason="the node was stopped", forgive=True)
+
+
+def _wait_for_listener(run_dir: Path) -> bool:
+    return (run_dir / "listener.port").exists()
+
+
+def stop_on_signals() -> threading.Event:
+    """Answers an event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Makes the kernel kill this process when its parent dies: no listener or GPU holder outlives its node (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)  # the parent died before we asked
+
+
+def notify_systemd(message: str) -> None:
+    """Tells systemd about our state where it listens (Type=notify)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+        link.connect("\0" + address[1:] if address.startswith("@") else address)
+        link.send(message.encode())

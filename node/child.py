@@ -1,0 +1,39 @@
+"""`python -m node.child PARENT_PID CONFIG ROLE…`: a process of the node, started by the supervisor alone."""
+
+import sys
+from pathlib import Path
+
+from node.app import die_with_parent, stop_on_signals
+from node.config import load_config
+from node.log import configure_logging
+
+
+def main(arguments: list[str]) -> None:
+    """Runs one role until SIGTERM. Heavy libraries are imported by the role that needs them only."""
+    die_with_parent(int(arguments[0]))
+    stop = stop_on_signals()
+    config = load_config(Path(arguments[1]))
+    configure_logging(config.log)
+    role, *rest = arguments[2:]
+    if role == "listener":
+        from node.intake.association import run_listener
+
+        run_listener(config, stop)
+    elif role == "dispatcher":
+        from node.dispatcher import run_dispatcher
+
+        run_dispatcher(config, stop)
+    elif role == "worker":
+        from node.worker import run_worker
+
+        run_worker(config, rest[0], stop)
+    elif role == "courier":
+        from node.delivery.outbox import run_courier
+
+        run_courier(config, stop)
+    else:
+        raise SystemExit(f"no such role: {role}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,166 @@
+"""Complete studies become jobs: the process that asks the domain what is complete and which series goes where."""
+
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from node.config import Config
+from node.domain.completeness import Completeness, CompletenessPolicy, judge_completeness
+from node.domain.identifiers import derive_job_key
+from node.domain.instance import InstanceHeader, SeriesHeader
+from node.domain.modelcard import ModelCard
+from node.domain.routing import Route, StudyDecision, decide_study
+from node.domain.states import SeriesState
+from node.errors import CannotUnderstand
+from node.intake.headers import read_header
+from node.intake.spool import spooled_path
+from node.journal import InstanceRecord, JobJournal, NewJob, ReceivedJournal, StudyRecord, open_database, transaction
+from node.locks import is_free
+from node.modelstore import load_cards
+
+TICK_S = 0.5
+
+log = structlog.get_logger("radnode")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the dispatcher decides by."""
+
+    routes: tuple[Route, ...]
+    cards: Mapping[str, ModelCard]
+    policy: CompletenessPolicy
+
+
+def run_dispatcher(config: Config, stop: threading.Event) -> None:
+    """Turns complete studies into jobs until `stop` is set."""
+    rules = Rules(
+        routes=tuple(route.as_route() for route in config.routes),
+        cards=load_cards(config.node.models_dir),
+        policy=CompletenessPolicy(config.study_complete.quiet_s, config.study_complete.max_wait_s),
+    )
+    dispatcher = Dispatcher(open_database(config.node.state_dir), config.node.state_dir, rules)
+    while not stop.wait(TICK_S):
+        dispatcher.tick(time.time())
+
+
+class Dispatcher:
+    """Decides on studies; holds the connection to the journal. One object serves one thread."""
+
+    def __init__(self, connection: sqlite3.Connection, state_dir: Path, rules: Rules) -> None:
+        self._connection = connection
+        self._state_dir = state_dir
+        self._rules = rules
+        self._received = ReceivedJournal(connection)
+        self._jobs = JobJournal(connection)
+
+    def tick(self, now_s: float) -> None:
+        """Frees the jobs of dead workers, then decides on every study that is complete at `now_s`."""
+        release_jobs_of_the_dead(self._jobs, self._state_dir)
+        for study in self._received.gathering_studies():
+            completeness = judge_completeness(
+                first_instance_s=study.opened_at,
+                last_instance_s=study.last_instance_at,
+                open_associations=study.open_associations,
+                now_s=now_s,
+                policy=self._rules.policy,
+            )
+            if completeness.is_complete:
+                self._decide(study, completeness, now_s)
+
+    def _decide(self, study: StudyRecord, completeness: Completeness, now_s: float) -> None:
+        instances = self._received.instances_of_study(study.study_instance_uid)
+        try:
+            series = self._read_series(instances)
+            decision = decide_study(
+                series, self._rules.routes, self._rules.cards, self._received.own_series(study.study_instance_uid)
+            )
+        except Exception as error:
+            # The boundary of this thread: a study that breaks the decision must not stop the others, nor stay silent.
+            log.exception("study.undecidable", study_instance_uid=study.study_instance_uid)
+            decision, fault = StudyDecision((), ()), f"node: the decision failed ({type(error).__name__}): see the log"
+        else:
+            fault = ""
+        self._record(study, instances, decision, completeness=completeness, fault=fault, now_s=now_s)
+
+    def _record(
+        self,
+        study: StudyRecord,
+        instances: Sequence[InstanceRecord],
+        decision: StudyDecision,
+        *,
+        completeness: Completeness,
+        fault: str,
+        now_s: float,
+    ) -> None:
+        selected = {selection.series_instance_uid for selection in decision.selections}
+        ends = {
+            uid: (SeriesState.SELECTED, "") if uid in selected else (SeriesState.DECLINED, fault or decision.reason_for(uid))
+            for uid in dict.fromkeys(instance.series_instance_uid for instance in instances)
+        }
+        opened = []
+        with transaction(self._connection):
+            if not self._received.mark_decided(study, now_s=now_s, reason=completeness.value):
+                return  # an instance came while we were reading: judge again
+            self._received.end_series(ends, now_s=now_s)
+            for job in self._jobs_for(study, instances, decision):
+                if self._jobs.open_job(job, last_instance_s=study.last_instance_at, now_s=now_s):
+                    opened.append(job)
+        for job in opened:
+            log.info("job.scheduled", study_instance_uid=study.study_instance_uid, model=job.model, images=len(job.inputs))
+        log.info(
+            "study.decided", study_instance_uid=study.study_instance_uid, series=len(ends), selected=len(selected), jobs=len(opened)
+        )
+
+    def _jobs_for(
+        self, study: StudyRecord, instances: Sequence[InstanceRecord], decision: StudyDecision
+    ) -> list[NewJob]:
+        jobs = []
+        for selection in decision.selections:
+            card = self._rules.cards[selection.route.model]
+            inputs = {i.sop_instance_uid: i.sha256 for i in instances if i.series_instance_uid == selection.series_instance_uid}
+            jobs.append(
+                NewJob(
+                    job_key=derive_job_key(card.digest, study.study_instance_uid, inputs.values()),
+                    study_instance_uid=study.study_instance_uid,
+                    series_instance_uid=selection.series_instance_uid,
+                    route=selection.route.name,
+                    model=card.name,
+                    model_digest=card.digest,
+                    inputs=inputs,
+                    destinations=selection.route.deliver_to,
+                )
+            )
+        return jobs
+
+    def _read_series(self, instances: Sequence[InstanceRecord]) -> list[SeriesHeader]:
+        grouped: dict[str, list[InstanceHeader]] = {}
+        for instance in instances:
+            try:
+                header = read_header(spooled_path(self._state_dir, instance.sha256))
+            except CannotUnderstand:
+                log.warning("instance.unreadable", sop_instance_uid=instance.sop_instance_uid)
+                continue
+            grouped.setdefault(instance.series_instance_uid, []).append(header)
+        return [SeriesHeader(uid, tuple(headers)) for uid, headers in grouped.items()]
+
+
+def release_jobs_of_the_dead(jobs: JobJournal, state_dir: Path) -> None:
+    """Gives back the jobs whose worker's lock is free: it died, however it died."""
+    for holder in jobs.holders():
+        lock = worker_lock(state_dir, holder)
+        if is_free(lock):
+            released = jobs.release_jobs_of(holder, reason="the worker died")
+            lock.unlink(missing_ok=True)
+            if released:
+                log.warning("worker.died", worker=holder, jobs_released=released)
+
+
+def worker_lock(state_dir: Path, worker: str) -> Path:
+    """Answers the lock file that a living worker holds."""
+    return state_dir / "run" / f"{worker}.lock"

@@ -1,0 +1,308 @@
+"""Which series goes to which model, and why every other does not. Rules are data; deciding is pure."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from node.codes import MANUFACTURER_MODEL_NAME
+from node.domain.instance import NOT_IMAGES, InstanceHeader, SeriesHeader
+from node.domain.modelcard import InputRequirement, ModelCard, Range
+
+Condition = tuple[str, ...] | Range
+"""An element must equal one of these values (upper case), or lie in the range."""
+
+AXIS_TOLERANCE_COSINE: Final = 0.8
+"""A stack is axial (coronal, sagittal) when its normal lies within 37 degrees of that axis; else it is oblique."""
+
+_SECONDARY_CAPTURE_PREFIX: Final = "1.2.840.10008.5.1.4.1.1.7"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A line of the configuration: series for which all of `when` holds go to `model`, its results to `deliver_to`."""
+
+    name: str
+    when: Mapping[str, Condition]
+    model: str
+    deliver_to: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one route says to one series, and by which rule."""
+
+    series_instance_uid: str
+    route: str
+    accepted: bool
+    rule: str
+    """Where the rule stands: `route thin-ct`, `card brain-extraction`, `choice`, `node`."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A series that a route sends to a model."""
+
+    route: Route
+    series_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class StudyDecision:
+    """The end of every series of a study: selected by a route, or declined with reasons."""
+
+    selections: tuple[Selection, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def reason_for(self, series_instance_uid: str) -> str:
+        """Answers why a series was declined, in one text for a person."""
+        reasons = dict.fromkeys(
+            f"{verdict.rule}: {verdict.reason}"
+            for verdict in self.verdicts
+            if verdict.series_instance_uid == series_instance_uid and not verdict.accepted
+        )
+        return "; ".join(reasons) or "no route is configured"
+
+
+def decide_study(
+    series: Sequence[SeriesHeader], routes: Sequence[Route], cards: Mapping[str, ModelCard], own_series: Iterable[str] = ()
+) -> StudyDecision:
+    """Answers which series of a study each route takes, at most one a route, with a verdict on every series.
+
+    `own_series` are Series Instance UIDs that this node has emitted itself: they never start a job.
+    """
+    own = frozenset(own_series)
+    verdicts: list[Verdict] = []
+    selections: list[Selection] = []
+    candidates: list[SeriesHeader] = []
+    for one in series:
+        never = _never_analysed(one, own)
+        if never:
+            verdicts.append(Verdict(one.series_instance_uid, "", accepted=False, rule="node", reason=never))
+        else:
+            candidates.append(one)
+    for route in routes:
+        card = cards[route.model]
+        eligible: list[SeriesHeader] = []
+        for one in candidates:
+            rule, reason = _objection(one, route, card)
+            if reason:
+                verdicts.append(Verdict(one.series_instance_uid, route.name, accepted=False, rule=rule, reason=reason))
+            else:
+                eligible.append(one)
+        if not eligible:
+            continue
+        best, *others = sorted(eligible, key=lambda one: preference(one, card))
+        selections.append(Selection(route, best.series_instance_uid))
+        verdicts.append(Verdict(best.series_instance_uid, route.name, accepted=True, rule=f"card {card.name}", reason=_praise(best, others)))
+        verdicts.extend(
+            Verdict(
+                one.series_instance_uid, route.name, accepted=False, rule="choice",
+                reason=f"series number {best.representative.text('SeriesNumber') or '?'} of this study suits {card.name} better ({_difference(best, one, card)})",
+            )
+            for one in others
+        )
+    return StudyDecision(tuple(selections), tuple(verdicts))
+
+
+def _never_analysed(series: SeriesHeader, own: frozenset[str]) -> str:
+    header = series.representative
+    if series.series_instance_uid in own:
+        return "this node made it: own results never start a job"
+    if header.text("ManufacturerModelName") == MANUFACTURER_MODEL_NAME.upper():
+        return "a radnode node made it: AI results never start a job"
+    if header.text("Modality") in NOT_IMAGES:
+        return f"modality {header.text('Modality')} holds no images to analyse"
+    if not header.text("Modality"):
+        return "Modality is absent: cannot tell what kind of images these are"
+    return ""
+
+
+def _objection(series: SeriesHeader, route: Route, card: ModelCard) -> tuple[str, str]:
+    for keyword, condition in route.when.items():
+        fault = _condition_fault(series.representative, keyword, condition, absent_fails=True)
+        if fault:
+            return f"route {route.name}", fault
+    faults = [requirement_fault(series, requirement) for requirement in card.inputs]
+    if any(not fault for fault in faults):
+        return "", ""
+    same_modality = [
+        fault
+        for fault, requirement in zip(faults, card.inputs, strict=True)
+        if series.representative.text("Modality") in requirement.modality
+    ]
+    return f"card {card.name}", " / ".join(dict.fromkeys(same_modality or faults))
+
+
+def requirement_fault(series: SeriesHeader, requirement: InputRequirement) -> str:
+    """Answers the first condition of `requirement` that the series breaks, '' where all hold."""
+    header = series.representative
+    modality = header.text("Modality")
+    if modality not in requirement.modality:
+        return f"Modality is {modality}, not {' or '.join(requirement.modality)}"
+    kind = _image_type_fault(header)
+    if kind:
+        return kind
+    for fault in (
+        _body_part_fault(header, requirement),
+        _word_fault(header, requirement),
+        _contrast_fault(header, requirement.contrast),
+        _geometry_fault(series, requirement),
+    ):
+        if fault:
+            return fault
+    for keyword, condition in (requirement.when or {}).items():
+        fault = _condition_fault(header, keyword, condition, absent_fails=False)
+        if fault:
+            return fault
+    return ""
+
+
+def _image_type_fault(header: InstanceHeader) -> str:
+    image_type = {str(value).upper() for value in header.values("ImageType")}
+    if "LOCALIZER" in image_type or {"SCOUT", "TOPOGRAM"} & image_type:
+        return "Image Type says LOCALIZER"
+    if header.sop_class_uid.startswith(_SECONDARY_CAPTURE_PREFIX) and not header.sop_class_uid.startswith(_SECONDARY_CAPTURE_PREFIX + "7"):
+        return "Secondary Capture"
+    if "DERIVED" in image_type and not image_type & {"REFORMATTED", "AVERAGE", "MPR", "RESAMPLED", "NORM", "DIS2D", "DIS3D"} and "PRIMARY" not in image_type:
+        return "Image Type says DERIVED\\SECONDARY"
+    return ""
+
+
+def description_words(header: InstanceHeader) -> frozenset[str]:
+    """Answers the upper-case words of Series, Protocol and Study Description and Body Part Examined."""
+    text = " ".join(
+        header.text(keyword) for keyword in ("SeriesDescription", "ProtocolName", "StudyDescription", "BodyPartExamined", "SequenceName")
+    )
+    return frozenset(re.findall(r"[A-Z0-9]+", text))
+
+
+def _series_words(header: InstanceHeader) -> frozenset[str]:
+    text = " ".join(header.text(keyword) for keyword in ("SeriesDescription", "ProtocolName", "SequenceName", "ConvolutionKernel"))
+    return frozenset(re.findall(r"[A-Z0-9]+", text))
+
+
+def _body_part_fault(header: InstanceHeader, requirement: InputRequirement) -> str:
+    if not requirement.body_part:
+        return ""
+    stated = header.text("BodyPartExamined")
+    wanted = frozenset(requirement.body_part)
+    if stated in wanted or wanted & description_words(header):
+        return ""
+    where = f"Body Part Examined is {stated}" if stated else "Body Part Examined is absent"
+    return f"{where} and no description names one of {', '.join(requirement.body_part)}"
+
+
+def _word_fault(header: InstanceHeader, requirement: InputRequirement) -> str:
+    words = _series_words(header)
+    if requirement.words and not _matching(requirement.words, words):
+        return f"Series and Protocol Description name none of {', '.join(requirement.words)}"
+    forbidden = _matching(requirement.without_words, words)
+    if forbidden:
+        return f"the description says {', '.join(sorted(forbidden))}"
+    return ""
+
+
+def _matching(wanted: Iterable[str], words: frozenset[str]) -> set[str]:
+    """A wanted word ending in * matches every word that starts so."""
+    return {
+        want for want in wanted if want in words or (want.endswith("*") and any(word.startswith(want[:-1]) for word in words))
+    }
+
+
+def _contrast_fault(header: InstanceHeader, contrast: str) -> str:
+    agent = header.text("ContrastBolusAgent")
+    if contrast == "with" and not agent:
+        return "Contrast/Bolus Agent is absent, the model needs contrast"
+    if contrast == "without" and agent:
+        return "Contrast/Bolus Agent is given, the model needs images without contrast"
+    return ""
+
+
+def _geometry_fault(series: SeriesHeader, requirement: InputRequirement) -> str:
+    if not requirement.slices.holds(series.slices):
+        return f"{series.slices} slices, the model needs {requirement.slices}"
+    header = series.representative
+    orientation = orientation_of(header)
+    if requirement.orientation and orientation not in requirement.orientation:
+        return f"orientation is {orientation or 'unknown'}, not {' or '.join(requirement.orientation)}"
+    spacing_mm = slice_spacing_mm(series)
+    if spacing_mm is not None:
+        if not requirement.slice_spacing_mm.holds(spacing_mm):
+            return f"slice spacing {spacing_mm:.2f} mm, the model needs {requirement.slice_spacing_mm} mm"
+        coverage_mm = spacing_mm * series.slices
+        if not requirement.coverage_mm.holds(coverage_mm):
+            return f"covers {coverage_mm:.0f} mm, the model needs {requirement.coverage_mm} mm"
+    pixel_spacing = header.numbers("PixelSpacing")
+    if pixel_spacing and not requirement.pixel_spacing_mm.holds(max(pixel_spacing)):
+        return f"pixel spacing {max(pixel_spacing):.2f} mm, the model needs {requirement.pixel_spacing_mm} mm"
+    return ""
+
+
+def _condition_fault(header: InstanceHeader, keyword: str, condition: Condition, *, absent_fails: bool) -> str:
+    values = header.values(keyword)
+    if not values:
+        return f"{keyword} is absent" if absent_fails else ""
+    if isinstance(condition, Range):
+        numbers = header.numbers(keyword)
+        if numbers and all(condition.holds(number) for number in numbers):
+            return ""
+        return f"{keyword} is {header.text(keyword)}, not {condition}"
+    present = {str(value).upper().strip() for value in values} | {f"{value:g}" for value in values if isinstance(value, float)}
+    if present & set(condition):
+        return ""
+    return f"{keyword} is {header.text(keyword)}, not {' or '.join(condition)}"
+
+
+def orientation_of(header: InstanceHeader) -> str:
+    """Answers axial, coronal, sagittal or oblique by the slice normal, '' where the orientation is unknown."""
+    cosines = header.numbers("ImageOrientationPatient")
+    if len(cosines) != 6:
+        return ""
+    normal = np.abs(np.cross(cosines[:3], cosines[3:]))
+    axis = int(normal.argmax())
+    return ("sagittal", "coronal", "axial")[axis] if normal[axis] >= AXIS_TOLERANCE_COSINE else "oblique"
+
+
+def slice_spacing_mm(series: SeriesHeader) -> float | None:
+    """Answers the median distance between neighbouring slices; of a multi-frame object what it states; None if unknown."""
+    header = series.representative
+    if len(series.instances) == 1:
+        stated = header.numbers("SpacingBetweenSlices") or header.numbers("SliceThickness")
+        return stated[0] if stated else None
+    cosines = header.numbers("ImageOrientationPatient")
+    if len(cosines) != 6:
+        return None
+    normal = np.cross(cosines[:3], cosines[3:])
+    places = [instance.numbers("ImagePositionPatient") for instance in series.instances]
+    distances = np.unique(np.round([float(np.dot(place, normal)) for place in places if len(place) == 3], 3))
+    return float(np.median(np.diff(distances))) if len(distances) > 1 else None
+
+
+def preference(series: SeriesHeader, card: ModelCard) -> tuple[int, int, float, int, str]:
+    """Answers a sort key: the smaller, the better the series suits the model."""
+    words = _series_words(series.representative)
+    avoided = len(_matching(card.avoid_words, words))
+    wanted = next((place for place, word in enumerate(card.prefer_words) if _matching([word], words)), len(card.prefer_words))
+    spacing_mm = slice_spacing_mm(series)
+    return (avoided, wanted, round(spacing_mm, 2) if spacing_mm is not None else 1e9, -series.slices, series.series_instance_uid)
+
+
+def _praise(best: SeriesHeader, others: Sequence[SeriesHeader]) -> str:
+    spacing_mm = slice_spacing_mm(best)
+    facts = f"{best.slices} slices" + (f" at {spacing_mm:.2f} mm" if spacing_mm is not None else "")
+    return f"best of {len(others) + 1} eligible series: {facts}" if others else f"the only eligible series: {facts}"
+
+
+def _difference(best: SeriesHeader, other: SeriesHeader, card: ModelCard) -> str:
+    mine, theirs = preference(best, card), preference(other, card)
+    if mine[0] != theirs[0]:
+        return "this description holds words that the card avoids"
+    if mine[1] != theirs[1]:
+        return "its description holds words that the card prefers"
+    if mine[2] != theirs[2]:
+        return f"slice spacing {mine[2]:g} mm against {theirs[2]:g} mm"
+    return f"{best.slices} slices against {other.slices}"

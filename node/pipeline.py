@@ -1,0 +1,188 @@
+"""One job, step by step: prepare the volume, infer, measure, encode, freeze. The same steps offline and in the node."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from pydicom.dataset import Dataset
+
+from node.domain.measurement import measure
+from node.domain.modelcard import ModelCard
+from node.domain.result import Provenance, Result
+from node.domain.states import Outcome
+from node.domain.volume import LabelMap, Scores, SourceGrid, Volume
+from node.errors import InputError, NodeError
+from node.evidence.context import EvidenceContext
+from node.evidence.header import read_source_headers
+from node.evidence.key_image import render_key_image
+from node.evidence.measurement_report import encode_report
+from node.evidence.page import render_page
+from node.evidence.segmentation import encode_segmentation
+from node.evidence.writing import to_part10
+from node.files import write_durably
+from node.inference.restore import restore_labels
+from node.inference.series_reader import read_series
+
+Progress = Callable[[str, float], None]
+"""Called with the step and the fraction of it that is done, 0..1."""
+
+
+class Step(StrEnum):
+    """The steps of a job, in order. Crash tests kill the worker at every one of them."""
+
+    PREPARE = "prepare"
+    INFER = "infer"
+    RESTORE = "restore"
+    ENCODE = "encode"
+    FREEZE = "freeze"
+
+
+class Model(Protocol):
+    """A loaded model: a bundle on an engine."""
+
+    card: ModelCard
+
+    def predict(self, volume: Volume, progress: Callable[[float], None]) -> Scores:
+        """Answers the scores of each class on the model's own grid."""
+
+    def tail(self, labels: LabelMap) -> LabelMap:
+        """Answers the labels after what the bundle does to labels (largest component, ...)."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """What made the scores."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds per stage, and word of progress to whoever listens."""
+
+    progress: Progress
+    stages: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, step: Step) -> Iterator[Callable[[float], None]]:
+        """Times a step, also when it fails."""
+        self.progress(step, 0.0)
+        started = time.perf_counter()
+        try:
+            yield lambda fraction: self.progress(step, fraction)
+        finally:
+            self.stages[step] = self.stages.get(step, 0.0) + time.perf_counter() - started
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """The result of a run with what the evidence is made from. `volume` is None when there was none to analyse."""
+
+    result: Result
+    volume: Volume | None
+    sources: Sequence[Dataset]
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenEvidence:
+    """An object that lies whole on the disk."""
+
+    role: str
+    dataset: Dataset
+    content: bytes
+    path: Path
+
+
+def analyse(files: Sequence[Path], model: Model, watch: Stopwatch) -> Analysis:
+    """Runs a model on the images of a series.
+
+    A series that must not be analysed gives a Result with outcome NOT_ATTEMPTED and the reason: told, never silent.
+    Raises whatever NodeError the model or its engine raises: the caller decides on another attempt.
+    """
+    try:
+        with watch.stage(Step.PREPARE):
+            volume = read_series(files)
+    except InputError as error:
+        return decline(files, model.card, Outcome.NOT_ATTEMPTED, str(error))
+    with watch.stage(Step.INFER) as progress:
+        scores = model.predict(volume, progress)
+    with watch.stage(Step.RESTORE):
+        label_map = model.tail(LabelMap(restore_labels(scores, volume.source), volume.source))
+        segments = measure(label_map, model.card)
+        sources = read_source_headers(files, volume.source)
+    outcome = Outcome.FOUND if any(segment.present for segment in segments) else Outcome.NOTHING_FOUND
+    result = Result(model.card, outcome, segments, label_map, volume.notes, model.provenance)
+    return Analysis(result, volume, sources)
+
+
+def decline(files: Sequence[Path], card: ModelCard, outcome: Outcome, reason: str) -> Analysis:
+    """Answers the analysis that tells a reader why there is none."""
+    result = Result(card, outcome, reason=reason)
+    return Analysis(result, None, read_source_headers(files, None))
+
+
+def encode(analysis: Analysis, context: EvidenceContext, folder: Path, watch: Stopwatch) -> tuple[FrozenEvidence, ...]:
+    """Makes the evidence of an analysis and freezes it in `folder`: SEG when something was found, and always the SR."""
+    result, sources = analysis.result, analysis.sources
+    with watch.stage(Step.ENCODE):
+        segmentation = encode_segmentation(result, sources, context) if result.outcome is Outcome.FOUND else None
+        report = encode_report(result, sources, segmentation, context)
+        objects = {"seg": segmentation, "sr": report}
+        encoded = {role: (dataset, to_part10(dataset)) for role, dataset in objects.items() if dataset is not None}
+    with watch.stage(Step.FREEZE):
+        frozen = []
+        for role, (dataset, content) in encoded.items():
+            path = folder / f"{role}.dcm"
+            write_durably(path, content)
+            frozen.append(FrozenEvidence(role, dataset, content, path))
+    return tuple(frozen)
+
+
+def illustrate(analysis: Analysis, folder: Path, stages: Mapping[str, float], evidence: Sequence[FrozenEvidence]) -> dict[str, Path]:
+    """Makes what a person looks at: the key image (when there is an image) and the page. Answers their paths."""
+    paths = {}
+    picture = b""
+    if analysis.volume is not None and analysis.result.label_map is not None:
+        picture = render_key_image(analysis.volume, analysis.result)
+        paths["key_image"] = folder / "key_image.png"
+        write_durably(paths["key_image"], picture)
+    uids = {item.role: str(item.dataset.SOPInstanceUID) for item in evidence}
+    paths["page"] = folder / "report.html"
+    write_durably(paths["page"], render_page(analysis.result, picture, stages, uids).encode())
+    return paths
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineResult:
+    """What `radnode run` made."""
+
+    result: Result
+    paths: Mapping[str, Path]
+    stages: Mapping[str, float]
+
+
+def run_offline(files: Sequence[Path], model: Model, context: EvidenceContext, output: Path, progress: Progress) -> OfflineResult:
+    """Runs a model on the files of one series and writes SEG, SR, key image and page into `output`."""
+    watch = Stopwatch(progress)
+    analysis = analyse(files, model, watch)
+    evidence = encode(analysis, context, output, watch)
+    paths = {item.role: item.path for item in evidence} | illustrate(analysis, output, watch.stages, evidence)
+    return OfflineResult(analysis.result, paths, watch.stages)
+
+
+def context_for(job_key: str, *, run: int, encoded_at_s: float, ae_title: str, device_serial_number: str) -> EvidenceContext:
+    """Answers the context of a run: every UID of its evidence derives from the job key and the run."""
+    return EvidenceContext(
+        job_key=f"{job_key}/{run}" if run else job_key,
+        encoded_at=datetime.fromtimestamp(encoded_at_s, tz=UTC),
+        ae_title=ae_title,
+        device_serial_number=device_serial_number,
+        predecessor=None,
+    )
+
+
+def describe(error: BaseException) -> str:
+    """Answers an error as a reason for a reader: its own words if it is ours, only its kind if it is not (may hold patient data)."""
+    return str(error) if isinstance(error, NodeError) else f"unexpected fault ({type(error).__name__}); the node's log says more"

@@ -1,0 +1,157 @@
+"""The worker process of a device: claims jobs, runs the pipeline, ends every job with evidence or a reason."""
+
+import hashlib
+import os
+import random
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from node.config import Config
+from node.dispatcher import release_jobs_of_the_dead, worker_lock
+from node.domain.delivery import RetryAt, RetryPolicy, decide_retry
+from node.domain.modelcard import ModelCard
+from node.domain.states import JobState, Outcome
+from node.errors import NodeError
+from node.evidence.context import EvidenceContext
+from node.inference.bundle import load_bundle
+from node.intake.spool import spooled_path
+from node.journal import EvidenceRecord, JobEnd, JobJournal, JobRecord, open_database
+from node.locks import HeldLock
+from node.modelstore import find_card
+from node.pipeline import Analysis, Model, Step, Stopwatch, analyse, context_for, decline, describe, encode, illustrate
+
+POLL_S = 0.2
+RETRY = RetryPolicy(first_s=5.0, max_s=300.0, give_up_h=1e6)
+"""Attempts are limited by `worker.max_attempts`, not by time."""
+
+log = structlog.get_logger("radnode")
+
+
+def run_worker(config: Config, device: str, stop: threading.Event) -> None:
+    """Works off jobs on a device until `stop` is set."""
+    name = f"worker-{device.replace(':', '-')}-{os.getpid()}-{time.time_ns()}"
+    with HeldLock(worker_lock(config.node.state_dir, name)):
+        worker = Worker(config, device, name)
+        worker.warm_up()
+        while not stop.is_set():
+            if not worker.work_once():
+                stop.wait(POLL_S)
+    worker_lock(config.node.state_dir, name).unlink(missing_ok=True)
+
+
+class Worker:
+    """One device, its warm models and its connection to the journal."""
+
+    def __init__(self, config: Config, device: str, name: str) -> None:
+        self._config = config
+        self._device = device
+        self._name = name
+        self._jobs = JobJournal(open_database(config.node.state_dir))
+        self._models: dict[str, Model] = {}
+
+    def warm_up(self) -> None:
+        """Loads the models that the routes name, so that the first study does not wait; a model that fails is told, not fatal."""
+        for model in dict.fromkeys(route.model for route in self._config.routes):
+            try:
+                self._model(model)
+            except NodeError as error:
+                log.warning("model.unavailable", model=model, reason=str(error))
+
+    def work_once(self) -> bool:
+        """Takes a job and brings it an attempt further; False when there was none."""
+        release_jobs_of_the_dead(self._jobs, self._config.node.state_dir)
+        job = self._jobs.claim(self._name, now_s=time.time())
+        if job is None:
+            return False
+        log.info("job.started", job_id=job.job_id, model=job.model, attempt=job.attempt)
+        watch = Stopwatch(lambda step, fraction: self._enter(job, step, fraction))
+        if job.attempt > self._config.worker.max_attempts:
+            self._conclude(job, self._failed(job, f"the worker process died {job.attempt - 1} times on this study"), watch)
+            return True
+        try:
+            self._conclude(job, self._analyse(job, watch), watch)
+        except Exception as error:
+            # The boundary of an attempt: whatever a study breaks, the queue goes on and the study gets its end.
+            self._after_failure(job, error, watch)
+        return True
+
+    def _enter(self, job: JobRecord, step: str, fraction: float) -> None:
+        if fraction == 0.0:
+            self._jobs.enter_step(job, step)
+            log.info("job.step", job_id=job.job_id, step=step)
+
+    def _analyse(self, job: JobRecord, watch: Stopwatch) -> Analysis:
+        return analyse(self._files(job), self._model(job.model), watch)
+
+    def _files(self, job: JobRecord) -> list[Path]:
+        return [spooled_path(self._config.node.state_dir, sha256) for sha256 in self._jobs.inputs_of(job.job_id).values()]
+
+    def _model(self, name: str) -> Model:
+        if name not in self._models:
+            card = find_card(self._config.node.models_dir, name)
+            self._models[name] = load_bundle(self._config.node.models_dir / name, card, device=self._device, threads=self._config.worker.threads)
+            log.info("model.loaded", model=name, version=card.version, engine=self._models[name].provenance.engine)
+        return self._models[name]
+
+    def _after_failure(self, job: JobRecord, error: Exception, watch: Stopwatch) -> None:
+        reason = describe(error)
+        permanent = isinstance(error, NodeError) and not error.retryable
+        log.error("job.attempt_failed", job_id=job.job_id, attempt=job.attempt, reason=reason, exc_info=not isinstance(error, NodeError))
+        if permanent or job.attempt >= self._config.worker.max_attempts:
+            self._conclude(job, self._failed(job, reason), watch)
+            return
+        now_s = time.time()
+        retry = decide_retry(attempts=job.attempt, first_attempt_s=now_s, now_s=now_s, policy=RETRY, chance=random.random())  # noqa: S311 - jitter
+        assert isinstance(retry, RetryAt)  # noqa: S101 - RETRY never gives up by time
+        self._jobs.postpone(job, until_s=retry.when_s, reason=reason)
+
+    def _failed(self, job: JobRecord, reason: str) -> Analysis:
+        return decline(self._files(job), self._card(job), Outcome.FAILED, reason)
+
+    def _card(self, job: JobRecord) -> ModelCard:
+        return find_card(self._config.node.models_dir, job.model)
+
+    def _context(self, job: JobRecord) -> EvidenceContext:
+        node = self._config.node
+        context = context_for(
+            job.job_key,
+            run=job.run,
+            encoded_at_s=self._jobs.fix_encoded_at(job, time.time()),
+            ae_title=node.ae_title,
+            device_serial_number=node.device_serial_number,
+        )
+        return replace(context, predecessor=self._jobs.predecessor_report(job))
+
+    def _conclude(self, job: JobRecord, analysis: Analysis, watch: Stopwatch) -> None:
+        folder = self._config.node.state_dir / "results" / str(job.job_id) / str(job.run)
+        evidence = encode(analysis, self._context(job), folder, watch)
+        illustrate(analysis, folder, watch.stages, evidence)
+        self._enter(job, Step.FREEZE, 0.0)
+        result = analysis.result
+        canceled = result.outcome in {Outcome.NOT_ATTEMPTED, Outcome.FAILED}
+        end = JobEnd(
+            state=JobState.CANCELED if canceled else JobState.COMPLETED,
+            outcome=result.outcome,
+            reason=result.reason,
+            evidence=tuple(
+                EvidenceRecord(
+                    sop_instance_uid=str(item.dataset.SOPInstanceUID),
+                    role=item.role,
+                    sop_class_uid=str(item.dataset.SOPClassUID),
+                    series_instance_uid=str(item.dataset.SeriesInstanceUID),
+                    path=item.path,
+                    sha256=hashlib.sha256(item.content).hexdigest(),
+                    size_bytes=len(item.content),
+                )
+                for item in evidence
+            ),
+            stages=watch.stages,
+        )
+        if self._jobs.end(job, end, now_s=time.time()):
+            log.info("job.ended", job_id=job.job_id, outcome=result.outcome, reason=result.reason, **{f"{k}_s": round(v, 2) for k, v in watch.stages.items()})
+        else:
+            log.warning("job.fenced", job_id=job.job_id, reason="another worker holds the job by now; this result is dropped")
