@@ -69,7 +69,12 @@ def serve(config_path: Path) -> int:
     try:
         (run_dir / "listener.port").unlink(missing_ok=True)
         open_database(config.node.state_dir).close()
-        roles: list[tuple[str, ...]] = [("listener",), ("dispatcher",), *(("worker", device) for device in config.worker.devices), ("courier",)]
+        roles: list[tuple[str, ...]] = [
+            ("listener",),
+            ("dispatcher",),
+            *(("worker", device) for device in config.worker.devices),
+            ("courier",),
+        ]
         stop = stop_on_signals()
         log.info("node.starting", ae_title=config.node.ae_title, state_dir=str(config.node.state_dir))
         Supervisor(config_path, [Child(role) for role in roles]).run(stop, on_ready=lambda: _wait_for_listener(run_dir))
@@ -87,7 +92,9 @@ def _take_lock(path: Path) -> HeldLock:
             return HeldLock(path)
         except LockHeld as error:
             if time.monotonic() > deadline:
-                raise AlreadyServed(f"another radnode serves {path.parent.parent} → stop it first, or give this one its own state_dir") from error
+                raise AlreadyServed(
+                    f"another radnode serves {path.parent.parent} → stop it first, or give this one its own state_dir"
+                ) from error
             time.sleep(0.1)
 
 

@@ -77,9 +77,7 @@ class Dispatcher:
         instances = self._received.instances_of_study(study.study_instance_uid)
         try:
             series = self._read_series(instances)
-            decision = decide_study(
-                series, self._rules.routes, self._rules.cards, self._received.own_series(study.study_instance_uid)
-            )
+            decision = decide_study(series, self._rules.routes, self._rules.cards, self._received.own_series(study.study_instance_uid))
         except Exception as error:
             # The boundary of this thread: a study that breaks the decision must not stop the others, nor stay silent.
             log.exception("study.undecidable", study_instance_uid=study.study_instance_uid)
@@ -103,23 +101,20 @@ class Dispatcher:
             uid: (SeriesState.SELECTED, "") if uid in selected else (SeriesState.DECLINED, fault or decision.reason_for(uid))
             for uid in dict.fromkeys(instance.series_instance_uid for instance in instances)
         }
-        opened = []
         with transaction(self._connection):
             if not self._received.mark_decided(study, now_s=now_s, reason=completeness.value):
                 return  # an instance came while we were reading: judge again
             self._received.end_series(ends, now_s=now_s)
-            for job in self._jobs_for(study, instances, decision):
-                if self._jobs.open_job(job, last_instance_s=study.last_instance_at, now_s=now_s):
-                    opened.append(job)
+            opened = [
+                job
+                for job in self._jobs_for(study, instances, decision)
+                if self._jobs.open_job(job, last_instance_s=study.last_instance_at, now_s=now_s)
+            ]
         for job in opened:
             log.info("job.scheduled", study_instance_uid=study.study_instance_uid, model=job.model, images=len(job.inputs))
-        log.info(
-            "study.decided", study_instance_uid=study.study_instance_uid, series=len(ends), selected=len(selected), jobs=len(opened)
-        )
+        log.info("study.decided", study_instance_uid=study.study_instance_uid, series=len(ends), selected=len(selected), jobs=len(opened))
 
-    def _jobs_for(
-        self, study: StudyRecord, instances: Sequence[InstanceRecord], decision: StudyDecision
-    ) -> list[NewJob]:
+    def _jobs_for(self, study: StudyRecord, instances: Sequence[InstanceRecord], decision: StudyDecision) -> list[NewJob]:
         jobs = []
         for selection in decision.selections:
             card = self._rules.cards[selection.route.model]

@@ -15,7 +15,7 @@ from node.domain.measurement import measure
 from node.domain.modelcard import ModelCard
 from node.domain.result import Provenance, Result
 from node.domain.states import Outcome
-from node.domain.volume import LabelMap, Scores, SourceGrid, Volume
+from node.domain.volume import LabelMap, Scores, Volume
 from node.errors import InputError, NodeError
 from node.evidence.context import EvidenceContext
 from node.evidence.header import read_source_headers

@@ -74,7 +74,7 @@ class Worker:
             return True
         try:
             self._conclude(job, self._analyse(job, watch), watch)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the one boundary of an attempt, see below
             # The boundary of an attempt: whatever a study breaks, the queue goes on and the study gets its end.
             self._after_failure(job, error, watch)
         return True
@@ -93,7 +93,9 @@ class Worker:
     def _model(self, name: str) -> Model:
         if name not in self._models:
             card = find_card(self._config.node.models_dir, name)
-            self._models[name] = load_bundle(self._config.node.models_dir / name, card, device=self._device, threads=self._config.worker.threads)
+            self._models[name] = load_bundle(
+                self._config.node.models_dir / name, card, device=self._device, threads=self._config.worker.threads
+            )
             log.info("model.loaded", model=name, version=card.version, engine=self._models[name].provenance.engine)
         return self._models[name]
 
@@ -152,6 +154,12 @@ class Worker:
             stages=watch.stages,
         )
         if self._jobs.end(job, end, now_s=time.time()):
-            log.info("job.ended", job_id=job.job_id, outcome=result.outcome, reason=result.reason, **{f"{k}_s": round(v, 2) for k, v in watch.stages.items()})
+            log.info(
+                "job.ended",
+                job_id=job.job_id,
+                outcome=result.outcome,
+                reason=result.reason,
+                **{f"{k}_s": round(v, 2) for k, v in watch.stages.items()},
+            )
         else:
             log.warning("job.fenced", job_id=job.job_id, reason="another worker holds the job by now; this result is dropped")

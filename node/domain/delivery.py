@@ -33,9 +33,7 @@ class GiveUp:
     reason: str
 
 
-def decide_retry(
-    *, attempts: int, first_attempt_s: float, now_s: float, policy: RetryPolicy, chance: float
-) -> RetryAt | GiveUp:
+def decide_retry(*, attempts: int, first_attempt_s: float, now_s: float, policy: RetryPolicy, chance: float) -> RetryAt | GiveUp:
     """Answers what follows failed attempt number `attempts` (from 1) of a retryable fault; `chance` lies in 0..1."""
     waited_h = (now_s - first_attempt_s) / 3600
     if waited_h >= policy.give_up_h:

@@ -30,11 +30,7 @@ def is_usable_uid(text: str) -> bool:
 def is_ae_title(text: str) -> bool:
     """Answers whether `text` is an AE title: 1 to 16 printable ASCII characters, no backslash (PS3.5 Table 6.2-1)."""
     stripped = text.strip()
-    return (
-        0 < len(stripped) <= MAX_AE_TITLE_LENGTH
-        and all(" " <= character <= "~" for character in stripped)
-        and "\\" not in stripped
-    )
+    return 0 < len(stripped) <= MAX_AE_TITLE_LENGTH and all(" " <= character <= "~" for character in stripped) and "\\" not in stripped
 
 
 def derive_uid(*parts: str) -> str:

@@ -8,6 +8,13 @@ Value = str | float
 """One value of an element: text as it stands, numbers (DS, IS, US, FD, ...) as float."""
 
 
+def as_text(value: Value) -> str:
+    """Answers a value as a person writes it: 4, not 4.0."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return value
+
+
 @dataclass(frozen=True, slots=True)
 class InstanceHeader:
     """The header of one instance: UIDs, and every plain top-level element by DICOM keyword.
@@ -33,7 +40,7 @@ class InstanceHeader:
 
     def text(self, keyword: str) -> str:
         """Answers the values of an element as one upper-case text, '' where it has none."""
-        return "\\".join(str(value) for value in self.values(keyword)).upper()
+        return "\\".join(as_text(value) for value in self.values(keyword)).upper()
 
     def numbers(self, keyword: str) -> tuple[float, ...]:
         """Answers the values of an element as numbers, () where one of them is none."""

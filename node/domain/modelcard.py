@@ -141,8 +141,10 @@ def parse_card(table: Mapping[str, Any]) -> ModelCard:
         references=reader.words(table, "references", upper=False),
     )
     reader.no_more(table, "card")
-    reader.expect([segment.label_value for segment in card.segments] == sorted({s.label_value for s in card.segments}),
-                  "segments: label_value must ascend, each once")
+    reader.expect(
+        [segment.label_value for segment in card.segments] == sorted({s.label_value for s in card.segments}),
+        "segments: label_value must ascend, each once",
+    )
     reader.expect(len({segment.label for segment in card.segments}) == len(card.segments), "segments: a label appears twice")
     if reader.faults:
         raise CardInvalid(f"card.toml of {card.name or '?'}: " + "; ".join(reader.faults))
@@ -187,7 +189,9 @@ def _input(reader: "_Reader", table: Mapping[str, Any]) -> InputRequirement:
 def _segment(reader: "_Reader", table: Mapping[str, Any]) -> SegmentDefinition:
     rgb = table.get("rgb", [255, 0, 0])
     reader.used(table, "rgb")
-    reader.expect(len(rgb) == 3 and all(isinstance(part, int) and 0 <= part <= 255 for part in rgb), "segments: rgb must be three of 0..255")
+    reader.expect(
+        len(rgb) == 3 and all(isinstance(part, int) and 0 <= part <= 255 for part in rgb), "segments: rgb must be three of 0..255"
+    )
     label_value = table.get("label_value", 0)
     reader.used(table, "label_value")
     reader.expect(isinstance(label_value, int) and 1 <= label_value <= 255, "segments: label_value must be 1..255")

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from node.codes import MANUFACTURER_MODEL_NAME
-from node.domain.instance import NOT_IMAGES, InstanceHeader, SeriesHeader
+from node.domain.instance import NOT_IMAGES, InstanceHeader, SeriesHeader, as_text
 from node.domain.modelcard import InputRequirement, ModelCard, Range
 
 Condition = tuple[str, ...] | Range
@@ -97,10 +97,15 @@ def decide_study(
             continue
         best, *others = sorted(eligible, key=lambda one: preference(one, card))
         selections.append(Selection(route, best.series_instance_uid))
-        verdicts.append(Verdict(best.series_instance_uid, route.name, accepted=True, rule=f"card {card.name}", reason=_praise(best, others)))
+        verdicts.append(
+            Verdict(best.series_instance_uid, route.name, accepted=True, rule=f"card {card.name}", reason=_praise(best, others))
+        )
         verdicts.extend(
             Verdict(
-                one.series_instance_uid, route.name, accepted=False, rule="choice",
+                one.series_instance_uid,
+                route.name,
+                accepted=False,
+                rule="choice",
                 reason=f"series number {best.representative.text('SeriesNumber') or '?'} of this study suits {card.name} better ({_difference(best, one, card)})",
             )
             for one in others
@@ -167,7 +172,11 @@ def _image_type_fault(header: InstanceHeader) -> str:
         return "Image Type says LOCALIZER"
     if header.sop_class_uid.startswith(_SECONDARY_CAPTURE_PREFIX) and not header.sop_class_uid.startswith(_SECONDARY_CAPTURE_PREFIX + "7"):
         return "Secondary Capture"
-    if "DERIVED" in image_type and not image_type & {"REFORMATTED", "AVERAGE", "MPR", "RESAMPLED", "NORM", "DIS2D", "DIS3D"} and "PRIMARY" not in image_type:
+    if (
+        "DERIVED" in image_type
+        and not image_type & {"REFORMATTED", "AVERAGE", "MPR", "RESAMPLED", "NORM", "DIS2D", "DIS3D"}
+        and "PRIMARY" not in image_type
+    ):
         return "Image Type says DERIVED\\SECONDARY"
     return ""
 
@@ -208,9 +217,7 @@ def _word_fault(header: InstanceHeader, requirement: InputRequirement) -> str:
 
 def _matching(wanted: Iterable[str], words: frozenset[str]) -> set[str]:
     """A wanted word ending in * matches every word that starts so."""
-    return {
-        want for want in wanted if want in words or (want.endswith("*") and any(word.startswith(want[:-1]) for word in words))
-    }
+    return {want for want in wanted if want in words or (want.endswith("*") and any(word.startswith(want[:-1]) for word in words))}
 
 
 def _contrast_fault(header: InstanceHeader, contrast: str) -> str:
@@ -251,7 +258,7 @@ def _condition_fault(header: InstanceHeader, keyword: str, condition: Condition,
         if numbers and all(condition.holds(number) for number in numbers):
             return ""
         return f"{keyword} is {header.text(keyword)}, not {condition}"
-    present = {str(value).upper().strip() for value in values} | {f"{value:g}" for value in values if isinstance(value, float)}
+    present = {as_text(value).upper().strip() for value in values}
     if present & set(condition):
         return ""
     return f"{keyword} is {header.text(keyword)}, not {' or '.join(condition)}"

@@ -88,6 +88,9 @@ OPENING_STATES: Final[dict[type[StrEnum], State]] = {
 }
 """The state in which each kind of thing is born."""
 
+KINDS: Final[dict[type[StrEnum], str]] = {StudyState: "study", SeriesState: "series", JobState: "job", DeliveryState: "delivery"}
+"""What the states are states of, as the journal's history names it."""
+
 
 def is_allowed(before: State, after: State) -> bool:
     """Answers whether the step from `before` to `after` is in the table."""

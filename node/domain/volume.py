@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from node.codes import UCUM_NO_UNITS, Code
 
-
 GRID_TOLERANCE_MM: Final = 1e-3
 """Two grids are the same when no voxel centre differs by more than this."""
 
@@ -57,7 +56,7 @@ class SourceGrid:
     @property
     def normal(self) -> NDArray[np.float64]:
         """Unit vector along which `planes` ascend."""
-        return np.cross(self.row_cosine, self.column_cosine)
+        return np.asarray(np.cross(self.row_cosine, self.column_cosine), dtype=np.float64)
 
     @property
     def positions_mm(self) -> NDArray[np.float64]:
@@ -67,7 +66,7 @@ class SourceGrid:
     @property
     def distances_mm(self) -> NDArray[np.float64]:
         """Place of each plane along the normal, ascending, shape (planes,)."""
-        return self.positions_mm @ self.normal
+        return np.asarray(self.positions_mm @ self.normal, dtype=np.float64)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,7 +88,7 @@ class SourceGrid:
         gaps = np.diff(distances)
         before = np.concatenate([gaps[:1], gaps])
         after = np.concatenate([gaps, gaps[-1:]])
-        return (before + after) / 2
+        return np.asarray((before + after) / 2, dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

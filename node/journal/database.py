@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from node.domain.states import OPENING_STATES, State, is_allowed
+from node.domain.states import KINDS, OPENING_STATES, State, is_allowed
 from node.errors import NodeError
 
 SCHEMA_VERSION: Final = 1
@@ -110,9 +110,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     connection.execute("COMMIT")
 
 
-def record_step(
-    connection: sqlite3.Connection, kind: str, key: str, before: State | None, after: State, *, now_s: float, reason: str = ""
-) -> None:
+def record_step(connection: sqlite3.Connection, key: str, before: State | None, after: State, *, now_s: float, reason: str = "") -> None:
     """Writes one step into the history, after asking the table of states; inside a transaction of the caller.
 
     Raises
@@ -120,10 +118,8 @@ def record_step(
     IllegalTransition
         When the table does not know the step.
     """
-    if before is None:
-        legal = OPENING_STATES[type(after)] is after
-    else:
-        legal = is_allowed(before, after)
+    kind = KINDS[type(after)]
+    legal = OPENING_STATES[type(after)] is after if before is None else is_allowed(before, after)
     if not legal:
         raise IllegalTransition(f"{kind} {key}: {before} -> {after}")
     connection.execute(

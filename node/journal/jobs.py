@@ -66,7 +66,7 @@ class JobJournal:
             ),
         )  # fmt: skip
         job_id = int(cursor.lastrowid or 0)
-        record_step(self._connection, "job", str(job_id), None, JobState.SCHEDULED, now_s=now_s)
+        record_step(self._connection, str(job_id), None, JobState.SCHEDULED, now_s=now_s)
         self._connection.executemany(
             "INSERT INTO job_input VALUES (?, ?, ?)", [(job_id, uid, sha256) for uid, sha256 in new.inputs.items()]
         )
@@ -91,7 +91,7 @@ class JobJournal:
                 "INSERT INTO delivery (sop_instance_uid, destination, state, next_attempt_at) VALUES (?, ?, ?, ?)",
                 (sop_instance_uid, destination, DeliveryState.PENDING, now_s),
             )
-            record_step(self._connection, "delivery", str(cursor.lastrowid), None, DeliveryState.PENDING, now_s=now_s)
+            record_step(self._connection, str(cursor.lastrowid), None, DeliveryState.PENDING, now_s=now_s)
 
     def claim(self, owner: str, *, now_s: float) -> JobRecord | None:
         """Takes the next job for a worker and counts the attempt; None when nothing waits."""
@@ -103,7 +103,7 @@ class JobJournal:
             if row is None:
                 return None
             if row["state"] == JobState.SCHEDULED:
-                record_step(connection, "job", str(row["job_id"]), JobState.SCHEDULED, JobState.IN_PROGRESS, now_s=now_s, reason=owner)
+                record_step(connection, str(row["job_id"]), JobState.SCHEDULED, JobState.IN_PROGRESS, now_s=now_s, reason=owner)
             row = connection.execute(
                 "UPDATE job SET state = ?, owner = ?, attempt = attempt + 1, epoch = epoch + 1 WHERE job_id = ? RETURNING *",
                 (JobState.IN_PROGRESS, owner, row["job_id"]),
@@ -165,7 +165,7 @@ class JobJournal:
             )
             if changed.rowcount == 0:
                 return False
-            record_step(connection, "job", str(job.job_id), JobState.IN_PROGRESS, end.state, now_s=now_s, reason=end.reason)
+            record_step(connection, str(job.job_id), JobState.IN_PROGRESS, end.state, now_s=now_s, reason=end.reason)
             connection.executemany(
                 "INSERT OR REPLACE INTO stage VALUES (?, ?, ?)",
                 [(job.job_id, name, elapsed_s) for name, elapsed_s in end.stages.items()],
@@ -174,7 +174,17 @@ class JobJournal:
                 "INSERT INTO evidence (sop_instance_uid, job_id, run, role, sop_class_uid, series_instance_uid, path, sha256, size_bytes)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 [
-                    (e.sop_instance_uid, job.job_id, job.run, e.role, e.sop_class_uid, e.series_instance_uid, str(e.path), e.sha256, e.size_bytes)
+                    (
+                        e.sop_instance_uid,
+                        job.job_id,
+                        job.run,
+                        e.role,
+                        e.sop_class_uid,
+                        e.series_instance_uid,
+                        str(e.path),
+                        e.sha256,
+                        e.size_bytes,
+                    )
                     for e in end.evidence
                 ],
             )
@@ -228,7 +238,7 @@ class JobJournal:
                 raise UsageError(f"there is no job {job_id} → see `radnode job list --all`")
             if row["state"] != JobState.CANCELED:
                 raise UsageError(f"job {job_id} is {row['state']}; only a CANCELED job can be retried")
-            record_step(connection, "job", str(job_id), JobState.CANCELED, JobState.SCHEDULED, now_s=now_s, reason="asked by a person")
+            record_step(connection, str(job_id), JobState.CANCELED, JobState.SCHEDULED, now_s=now_s, reason="asked by a person")
             connection.execute(
                 "UPDATE job SET state = ?, outcome = '', reason = '', run = run + 1, attempt = 0, not_before = 0, encoded_at = NULL,"
                 " ended_at = NULL WHERE job_id = ?",

@@ -63,7 +63,7 @@ class OutboxJournal:
         with transaction(self._connection) as connection:
             row = connection.execute("SELECT state FROM delivery WHERE delivery_id = ?", (delivery_id,)).fetchone()
             before = DeliveryState(row["state"])
-            record_step(connection, "delivery", str(delivery_id), before, state, now_s=now_s, reason=reason)
+            record_step(connection, str(delivery_id), before, state, now_s=now_s, reason=reason)
             connection.execute(
                 "UPDATE delivery SET state = ?, reason = ?, stored_at = CASE WHEN ? = 'STORED' THEN ? ELSE stored_at END"
                 " WHERE delivery_id = ?",

@@ -10,7 +10,7 @@ from node.journal.records import DeliveryRecord, JobRecord, SeriesRecord, Transi
 UNFINISHED_JOBS = (JobState.SCHEDULED, JobState.IN_PROGRESS)
 
 
-def list_jobs(connection: sqlite3.Connection, *, all: bool = False, study: str | None = None) -> tuple[JobRecord, ...]:  # noqa: A002
+def list_jobs(connection: sqlite3.Connection, *, all: bool = False, study: str | None = None) -> tuple[JobRecord, ...]:
     """Answers the jobs that wait or run, or all; of one study where given."""
     rows = connection.execute(
         "SELECT * FROM job WHERE (? OR state IN (?, ?)) AND (? IS NULL OR study_instance_uid = ?) ORDER BY job_id",
@@ -33,7 +33,7 @@ def job_stages(connection: sqlite3.Connection, job_id: int) -> dict[str, float]:
     return {row["name"]: row["elapsed_s"] for row in rows}
 
 
-def list_series(connection: sqlite3.Connection, *, all: bool = False) -> tuple[SeriesRecord, ...]:  # noqa: A002
+def list_series(connection: sqlite3.Connection, *, all: bool = False) -> tuple[SeriesRecord, ...]:
     """Answers the series that have no end yet or were declined; or all."""
     rows = connection.execute(
         "SELECT s.*, (SELECT count(*) FROM instance i WHERE i.series_instance_uid = s.series_instance_uid AND i.revision = 0)"
@@ -53,7 +53,7 @@ def list_series(connection: sqlite3.Connection, *, all: bool = False) -> tuple[S
     )
 
 
-def list_deliveries(connection: sqlite3.Connection, *, job_id: int | None = None, all: bool = False) -> tuple[DeliveryRecord, ...]:  # noqa: A002
+def list_deliveries(connection: sqlite3.Connection, *, job_id: int | None = None, all: bool = False) -> tuple[DeliveryRecord, ...]:
     """Answers the deliveries that are not stored yet, or all; of one job where given."""
     rows = connection.execute(
         "SELECT d.*, e.job_id, e.role, e.sop_class_uid, e.path FROM delivery d JOIN evidence e USING (sop_instance_uid)"

@@ -63,14 +63,14 @@ class ReceivedJournal:
     def _open_study(self, study_instance_uid: str, now_s: float) -> None:
         row = self._connection.execute("SELECT state FROM study WHERE study_instance_uid = ?", (study_instance_uid,)).fetchone()
         if row is None:
-            record_step(self._connection, "study", study_instance_uid, None, StudyState.RECEIVING, now_s=now_s)
+            record_step(self._connection, study_instance_uid, None, StudyState.RECEIVING, now_s=now_s)
             self._connection.execute(
                 "INSERT INTO study (study_instance_uid, state, opened_at, last_instance_at) VALUES (?, ?, ?, ?)",
                 (study_instance_uid, StudyState.RECEIVING, now_s, now_s),
             )
         elif row["state"] == StudyState.DECIDED:
             record_step(
-                self._connection, "study", study_instance_uid, StudyState.DECIDED, StudyState.RECEIVING,
+                self._connection, study_instance_uid, StudyState.DECIDED, StudyState.RECEIVING,
                 now_s=now_s, reason="a late instance",
             )  # fmt: skip
             self._connection.execute(
@@ -78,15 +78,13 @@ class ReceivedJournal:
                 (StudyState.RECEIVING, now_s, now_s, study_instance_uid),
             )
         else:
-            self._connection.execute(
-                "UPDATE study SET last_instance_at = ? WHERE study_instance_uid = ?", (now_s, study_instance_uid)
-            )
+            self._connection.execute("UPDATE study SET last_instance_at = ? WHERE study_instance_uid = ?", (now_s, study_instance_uid))
 
     def _open_series(self, received: ReceivedInstance, now_s: float) -> None:
         uid = received.series_instance_uid
         row = self._connection.execute("SELECT state FROM series WHERE series_instance_uid = ?", (uid,)).fetchone()
         if row is None:
-            record_step(self._connection, "series", uid, None, SeriesState.RECEIVING, now_s=now_s)
+            record_step(self._connection, uid, None, SeriesState.RECEIVING, now_s=now_s)
             self._connection.execute(
                 "INSERT INTO series (series_instance_uid, study_instance_uid, state, updated_at) VALUES (?, ?, ?, ?)",
                 (uid, received.study_instance_uid, SeriesState.RECEIVING, now_s),
@@ -147,12 +145,10 @@ class ReceivedJournal:
             self._end_series(series_instance_uid, state, reason, now_s)
 
     def _end_series(self, series_instance_uid: str, state: SeriesState, reason: str, now_s: float) -> None:
-        row = self._connection.execute(
-            "SELECT state FROM series WHERE series_instance_uid = ?", (series_instance_uid,)
-        ).fetchone()
+        row = self._connection.execute("SELECT state FROM series WHERE series_instance_uid = ?", (series_instance_uid,)).fetchone()
         before = SeriesState(row["state"])
         if before is not state:
-            record_step(self._connection, "series", series_instance_uid, before, state, now_s=now_s, reason=reason)
+            record_step(self._connection, series_instance_uid, before, state, now_s=now_s, reason=reason)
         self._connection.execute(
             "UPDATE series SET state = ?, reason = ?, updated_at = ? WHERE series_instance_uid = ?",
             (state, reason, now_s, series_instance_uid),
@@ -166,7 +162,5 @@ class ReceivedJournal:
         )
         if changed.rowcount == 0:
             return False
-        record_step(
-            self._connection, "study", study.study_instance_uid, StudyState.RECEIVING, StudyState.DECIDED, now_s=now_s, reason=reason
-        )
+        record_step(self._connection, study.study_instance_uid, StudyState.RECEIVING, StudyState.DECIDED, now_s=now_s, reason=reason)
         return True

@@ -19,9 +19,7 @@ POLICY = CompletenessPolicy(quiet_s=30, max_wait_s=900)
     ],
 )
 def test_verdicts(first_s: float, last_s: float, associations: int, now_s: float, verdict: Completeness) -> None:
-    found = judge_completeness(
-        first_instance_s=first_s, last_instance_s=last_s, open_associations=associations, now_s=now_s, policy=POLICY
-    )
+    found = judge_completeness(first_instance_s=first_s, last_instance_s=last_s, open_associations=associations, now_s=now_s, policy=POLICY)
     assert found is verdict
 
 

@@ -46,6 +46,9 @@ def test_leading_zeros_are_usable_though_invalid() -> None:
     assert is_usable_uid("1.02.3")
 
 
-@pytest.mark.parametrize(("text", "answer"), [("AINODE", True), ("NO", True), (" X ", True), ("", False), ("   ", False), ("A" * 17, False), ("A\\B", False), ("ÄE", False)])
-def test_ae_titles(text: str, answer: bool) -> None:  # noqa: FBT001 - a column of the table
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("AINODE", True), ("NO", True), (" X ", True), ("", False), ("   ", False), ("A" * 17, False), ("A\\B", False), ("ÄE", False)],
+)
+def test_ae_titles(text: str, answer: bool) -> None:
     assert is_ae_title(text) is answer

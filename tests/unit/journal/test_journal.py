@@ -236,9 +236,7 @@ def test_only_a_canceled_job_can_be_retried(connection: sqlite3.Connection, rece
 def test_own_results_that_come_back_are_known(connection: sqlite3.Connection, received: ReceivedJournal) -> None:
     open_job(connection)
     end(JobJournal(connection))
-    received.record_instance(
-        replace(INSTANCE, sop_instance_uid="9.1", series_instance_uid="9", sha256="e" * 64), association="a", now_s=80
-    )
+    received.record_instance(replace(INSTANCE, sop_instance_uid="9.1", series_instance_uid="9", sha256="e" * 64), association="a", now_s=80)
     assert received.own_series("1.2") == {"9"}
 
 
@@ -261,7 +259,7 @@ def test_the_outbox_hands_out_what_is_due_the_seg_before_the_sr(connection: sqli
 
 def test_a_step_outside_the_table_is_refused_and_leaves_nothing(connection: sqlite3.Connection) -> None:
     with pytest.raises(IllegalTransition), transaction(connection):
-        record_step(connection, "job", "1", JobState.COMPLETED, JobState.SCHEDULED, now_s=1)
+        record_step(connection, "1", JobState.COMPLETED, JobState.SCHEDULED, now_s=1)
     assert connection.execute("SELECT count(*) FROM transition").fetchone()[0] == 0
 
 
