@@ -3,6 +3,7 @@
 Only this module knows the file. What it answers is whole: routes name peers and models that exist, keywords are DICOM's.
 """
 
+import platform
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -65,6 +66,11 @@ def _range(table: dict[str, object]) -> Range:
     return Range(min=bounds.get("min"), max=bounds.get("max"))
 
 
+def _serial_number(fields: dict[str, object]) -> str:
+    """Answers what tells this installation from others where the site gives it no number: AE title and host."""
+    return f"{fields.get('ae_title', '')}@{platform.node()}"[:64]
+
+
 AETitle = Annotated[str, AfterValidator(_ae_title)]
 Folder = Annotated[Path, BeforeValidator(_path)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -84,7 +90,7 @@ class NodeSection(Section):
     ae_title: AETitle
     state_dir: Folder
     models_dir: Folder
-    device_serial_number: Annotated[str, Field(max_length=64)] = ""
+    device_serial_number: Annotated[str, Field(min_length=1, max_length=64, default_factory=_serial_number)]
 
 
 class ListenerSection(Section):
@@ -201,7 +207,8 @@ def parse_config(text: str, path: Path) -> Config:
     try:
         config = Config.model_validate(table, context={"folder": folder})
     except ValidationError as error:
-        faults = [describe_error(one, _known_keys(tuple(one["loc"])[:-1])) for one in error.errors()]
+        errors = [one for one in error.errors() if one["type"] != "default_factory_not_called"]
+        faults = [describe_error(one, _known_keys(tuple(one["loc"])[:-1])) for one in errors]
         told = {fault.path for fault in faults}
         faults += [fault for fault in cross_check(table, folder) if fault.path not in told]
         raise ConfigError(report_faults(faults, text, path)) from None

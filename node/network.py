@@ -1,5 +1,6 @@
 """What both ends of an association share: who we are, the numbers of PS3.8, the options of the socket."""
 
+import contextlib
 import socket
 from enum import Enum
 from typing import Final
@@ -43,4 +44,5 @@ def acknowledge_at_once(link: socket.socket) -> None:
     The kernel forgets the option by itself: set it again with every message.
     """
     if hasattr(socket, "TCP_QUICKACK"):  # Linux
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        with contextlib.suppress(OSError):  # the peer may have gone
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from node.domain.measurement import measure
@@ -18,12 +19,11 @@ from node.domain.states import Outcome
 from node.domain.volume import LabelMap, Scores, Volume
 from node.errors import InputError, NodeError
 from node.evidence.context import EvidenceContext
-from node.evidence.header import read_source_headers
 from node.evidence.key_image import render_key_image
 from node.evidence.measurement_report import encode_report
 from node.evidence.page import render_page
 from node.evidence.segmentation import encode_segmentation
-from node.evidence.writing import to_part10
+from node.evidence.sop_common import part10_bytes
 from node.files import write_durably
 from node.inference.restore import restore_labels
 from node.inference.series_reader import read_series
@@ -111,7 +111,7 @@ def analyse(files: Sequence[Path], model: Model, watch: Stopwatch) -> Analysis:
     with watch.stage(Step.RESTORE):
         label_map = model.tail(LabelMap(restore_labels(scores, volume.source), volume.source))
         segments = measure(label_map, model.card)
-        sources = read_source_headers(files, volume.source)
+        sources = read_source_headers(files)
     outcome = Outcome.FOUND if any(segment.present for segment in segments) else Outcome.NOTHING_FOUND
     result = Result(model.card, outcome, segments, label_map, volume.notes, model.provenance)
     return Analysis(result, volume, sources)
@@ -120,7 +120,12 @@ def analyse(files: Sequence[Path], model: Model, watch: Stopwatch) -> Analysis:
 def decline(files: Sequence[Path], card: ModelCard, outcome: Outcome, reason: str) -> Analysis:
     """Answers the analysis that tells a reader why there is none."""
     result = Result(card, outcome, reason=reason)
-    return Analysis(result, None, read_source_headers(files, None))
+    return Analysis(result, None, read_source_headers(files))
+
+
+def read_source_headers(files: Sequence[Path]) -> tuple[Dataset, ...]:
+    """Reads the headers of the source images: what the evidence copies and cites. The pixels stay on the disk."""
+    return tuple(dcmread(path, stop_before_pixels=True, force=True) for path in files)
 
 
 def encode(analysis: Analysis, context: EvidenceContext, folder: Path, watch: Stopwatch) -> tuple[FrozenEvidence, ...]:
@@ -130,7 +135,7 @@ def encode(analysis: Analysis, context: EvidenceContext, folder: Path, watch: St
         segmentation = encode_segmentation(result, sources, context) if result.outcome is Outcome.FOUND else None
         report = encode_report(result, sources, segmentation, context)
         objects = {"seg": segmentation, "sr": report}
-        encoded = {role: (dataset, to_part10(dataset)) for role, dataset in objects.items() if dataset is not None}
+        encoded = {role: (dataset, part10_bytes(dataset)) for role, dataset in objects.items() if dataset is not None}
     with watch.stage(Step.FREEZE):
         frozen = []
         for role, (dataset, content) in encoded.items():

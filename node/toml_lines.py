@@ -41,9 +41,9 @@ class _Scanner:
         if is_array:
             count = self.array_lengths.get(path, 0)
             self.array_lengths[path] = count + 1
-            self._note(path)
             path = (*path, count)
-        self._note(path)
+        for depth in range(len(path)):
+            self._note(path[: depth + 1])
         self.place += 2 if is_array else 1
         return path
 

@@ -58,6 +58,9 @@ MAX_MISSING_SHARE: Final = 0.05
 MAX_SLICES_GROWTH: Final = 4
 """Resampling takes the finest spacing of a stack, but makes at most so many slices of one."""
 
+UNSPOKEN_TRAITS: Final = frozenset({"acquisition time"})
+"""Traits whose values stay out of messages: dates and times belong to the patient."""
+
 GANTRY_TILT_RESAMPLED: Final = "GantryTiltResampled"
 UNEVEN_SPACING_RESAMPLED: Final = "UnevenSpacingResampled"
 SHIFTED_SLICES_RESAMPLED: Final = "ShiftedSlicesResampled"
@@ -265,7 +268,11 @@ def _difference(crowd: Sequence[ImagePlane]) -> str:
     for image in crowd:
         for trait, value in image.traits:
             values.setdefault(trait, set()).add(value)
-    differing = [f"{trait} ({', '.join(sorted(found)[:4])})" for trait, found in values.items() if len(found) > 1]
+    differing = [
+        trait if trait in UNSPOKEN_TRAITS else f"{trait} ({', '.join(sorted(found)[:4])})"
+        for trait, found in values.items()
+        if len(found) > 1
+    ]
     if not differing:
         return "Nothing in their headers tells them apart."
     return f"They differ in {' and '.join(differing[:3])}: send one stack per series."

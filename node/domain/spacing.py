@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 POSITION_TOLERANCE: Final = 0.05
 """A stack is regular when no slice lies further than this share of the spacing from its place on equal steps."""
 
-POSITION_TOLERANCE_MM: Final = 0.02
-"""... or this far: scanners write positions with few decimals."""
+POSITION_TOLERANCE_MM: Final = 0.06
+"""... or this far: some write positions to a tenth of a millimetre."""
 
 STEP_TOLERANCE: Final = 0.10
 """Two steps are alike when they differ by no more than this share of the smaller one: rounding, table jitter."""
 
-STEP_TOLERANCE_MM: Final = 0.05
-"""... or by this much."""
+STEP_TOLERANCE_MM: Final = 0.11
+"""... or by this much: the same tenths."""
 
 MIN_ZONE_STEPS: Final = 3
 """So many alike steps in a row (four slices) are a zone that someone chose; fewer may be accident."""
@@ -87,29 +87,34 @@ def classify_spacing(distances_mm: NDArray[np.float64]) -> Spacing:
     steps = np.diff(distances_mm)
     if _is_regular(distances_mm):
         return Regular(float(distances_mm[-1] - distances_mm[0]) / len(steps))
-    irregular = Irregular(float(steps.min()), float(steps.max()))
     zones = _zones(steps)
-    if not zones:
-        spacing = float(steps.min())
-        gaps = _gaps_in_units_of(spacing, steps)
-        return MissingSlicesPattern(spacing, gaps) if gaps else irregular
-    gaps = ()
+    base = max(zones, key=lambda zone: zone.steps).spacing_mm if zones else float(steps.min())
+    gaps = _gaps_in_units_of(base, steps)
+    missing = sum(gap.missing for gap in gaps)
+    if 0 < missing <= len(steps) and all(_alike(zone.spacing_mm, base) for zone in zones):
+        slots = len(steps) + missing
+        return MissingSlicesPattern(float(distances_mm[-1] - distances_mm[0]) / slots, gaps)
+    return _uneven(steps, zones) or Irregular(float(steps.min()), float(steps.max()))
+
+
+def _uneven(steps: NDArray[np.float64], zones: Sequence[Zone]) -> Uneven | None:
+    """Answers the zones where they and single odd steps between them make up the stack, None where they do not."""
+    gaps: list[Gap] = []
     seams: list[int] = []
     for index in range(len(steps)):
         if any(zone.first <= index < zone.last for zone in zones):
             continue
+        if not zones:
+            return None
         left, right = _neighbours(zones, index)
         missing = _missing_in_step(float(steps[index]), left, right)
         if missing:
-            gaps += (Gap(index, missing),)
+            gaps.append(Gap(index, missing))
         elif steps[index] <= MAX_SEAM * max(left, right) and index - 1 not in seams:
             seams.append(index)
         else:
-            return irregular
-    if not seams and gaps and all(_alike(zone.spacing_mm, zones[0].spacing_mm) for zone in zones):
-        slots = len(steps) + sum(gap.missing for gap in gaps)
-        return MissingSlicesPattern(float(distances_mm[-1] - distances_mm[0]) / slots, gaps)
-    return Uneven(zones, gaps)
+            return None
+    return Uneven(tuple(zones), tuple(gaps))
 
 
 def _is_regular(distances_mm: NDArray[np.float64]) -> bool:
@@ -164,5 +169,5 @@ def _gaps_in_units_of(spacing: float, steps: NDArray[np.float64]) -> tuple[Gap, 
 def _whole_multiple(step: float, spacing: float) -> int:
     """Answers the whole number (2 and more) of spacings in a step, 1 where there is none."""
     multiple = round(step / spacing)
-    tolerance = max(STEP_TOLERANCE * spacing, STEP_TOLERANCE_MM)
+    tolerance = min(max(STEP_TOLERANCE * spacing, STEP_TOLERANCE_MM), spacing / 4)
     return multiple if multiple > 1 and abs(step - multiple * spacing) <= tolerance else 1

@@ -1,0 +1,71 @@
+# One door to everything. `make` alone lists the targets. Needs python3 (3.11 or 3.12) with venv, and make; nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PEERS  := orthanc dcmtk dicom3tools libpixelmed-java default-jre-headless invesalius-examples mricron-data
+PYTEST ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fmt lint type test unit check peers bench docs demo constraints clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv with radnode and the developers' tools
+
+# The stamp is older than pyproject.toml or constraints.txt when they changed: then pip runs again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
+	  { echo 'radnode needs Python 3.11 or later → make PYTHON=/path/to/python3.12 setup'; exit 2; }
+	@test -x $(BIN)/python || { echo 'setup 1/3: making $(VENV)'; $(PYTHON) -m venv $(VENV) || \
+	  { echo 'no venv module → apt-get install python3-venv'; exit 2; }; }
+	@echo 'setup 2/3: fetching and installing torch and the other libraries (about 1 GB the first time: some minutes)'
+	@$(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' \
+	  | sed -un 's/^Collecting \([^ ]*\).*/  fetching \1/p; s/^Installing collected packages.*/  installing/p'
+	@$(BIN)/radnode --version >/dev/null
+	@touch $(STAMP)
+	@echo 'setup 3/3: done, $(BIN)/radnode is there'
+
+fmt: $(STAMP)  ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix-only .
+
+lint: $(STAMP)  ## ruff, layers, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/codespell
+
+type: $(STAMP)  ## mypy --strict
+	$(BIN)/mypy
+
+test: $(STAMP) peers lint type  ## everything: Debian peers (when root), lint, types, all tests
+	$(BIN)/pytest $(PYTEST)
+
+unit: $(STAMP)  ## the fast tests only
+	$(BIN)/pytest tests/unit tests/house $(PYTEST)
+
+check: lint type unit  ## before a commit: lint, types, fast tests
+
+peers:  ## install the Debian programs that tests talk to (root only)
+	@sh scripts/install-peers.sh $(PEERS)
+
+bench: $(STAMP)  ## measure: seconds per stage on real studies
+	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)  ## write the generated reference pages
+	$(BIN)/python scripts/write_docs.py
+
+demo: $(STAMP) demo-data  ## from C-STORE to SEG and SR on a real study
+	$(BIN)/radnode demo $(DEMO)
+
+constraints: $(STAMP)  ## write down the versions that are installed now
+	@{ echo '# Every version that the tests ran with; `pip install -c constraints.txt`. Written by `make constraints`.'; \
+	  $(BIN)/python -m pip freeze --all --exclude-editable | grep -viE '^(pip|setuptools|wheel)==| @ ' | sed 's/+.*//' | sort -f; } > constraints.txt
+	@touch $(STAMP)
+
+clean:  ## remove what was built; the journal and results of a node are never touched
+	rm -rf build dist out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .cache

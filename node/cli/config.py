@@ -1,0 +1,97 @@
+"""`radnode config`: is the file right, and what does it amount to."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from node.cli.common import Verbs, add_config, add_json, config_path, print_json
+from node.codes import ExitCode
+
+if TYPE_CHECKING:
+    from node.config import Config
+
+
+def register(verbs: Verbs) -> None:
+    """Adds the verbs."""
+    nouns = verbs.add_parser("config", help="check or show the configuration").add_subparsers(metavar="VERB", required=True)
+    check = nouns.add_parser("check", help="name every fault of the file, with its line", description="Exit code 78 when there are faults.")
+    check.add_argument("file", type=Path, nargs="?", metavar="FILE", help="the file (default: as --config)")
+    add_config(check)
+    check.set_defaults(act=_check)
+    show = nouns.add_parser("show", help="print the whole configuration, defaults included")
+    add_config(show)
+    add_json(show)
+    show.set_defaults(act=_show)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from node.config import load_config
+
+    path = arguments.file or config_path(arguments)
+    print(f"{path}: no faults. {_summary(load_config(path))}")
+    return ExitCode.OK
+
+
+def _summary(config: "Config") -> str:
+    senders = [peer.ae_title for peer in config.peers.values() if peer.may_send]
+    who = "anybody" if config.listener.accept_unlisted_peers else ", ".join(senders) or "nobody (no peer has may_send = true)"
+    routes = "; ".join(f"{route.name}: {route.model} → {', '.join(route.deliver_to)}" for route in config.routes)
+    return (
+        f"{config.node.ae_title} listens on {config.listener.host}:{config.listener.port}, takes images from {who}; "
+        f"routes: {routes or 'none, so every series will be declined'}."
+    )
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from node.config import load_config
+
+    config = load_config(config_path(arguments))
+    table = _as_table(config)
+    if arguments.json:
+        print_json(table)
+    else:
+        print("\n".join(_toml_lines(table, "")))
+    return ExitCode.OK
+
+
+def _as_table(config: "Config") -> dict[str, Any]:
+    table = config.model_dump(mode="json")
+    for route, shown in zip(config.routes, table["routes"], strict=True):
+        shown["when"] = {keyword: _condition(value) for keyword, value in route.when.items()}
+    return table
+
+
+def _condition(condition: object) -> object:
+    if isinstance(condition, tuple):
+        return condition[0] if len(condition) == 1 else list(condition)
+    return {key: bound for key in ("min", "max") if (bound := getattr(condition, key)) is not None}
+
+
+def _toml_lines(table: dict[str, Any], prefix: str) -> list[str]:
+    """Answers a table as TOML: plain keys first, then the tables below it."""
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items() if not _is_section(value)]
+    for key, value in table.items():
+        path = f"{prefix}{_key(key)}"
+        if isinstance(value, dict):
+            lines += ["", f"[{path}]", *_toml_lines(value, f"{path}.")]
+        elif _is_section(value):
+            for item in value:
+                lines += ["", f"[[{path}]]", *_toml_lines(item, f"{path}.")]
+    return lines
+
+
+def _is_section(value: object) -> bool:
+    if isinstance(value, dict):
+        return not set(value) <= {"min", "max"} or not value
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _key(key: str) -> str:
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,72 @@
+"""`radnode echo` and `radnode send`: does a peer answer, and does it take these images."""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.cli.common import CONFIG_PLACES, ProgressLine, Verbs, add_config, add_json, log_to_stderr, print_json, read_config, say
+from node.codes import ExitCode
+from node.errors import UsageError
+
+DEFAULT_CALLING: str = "RADNODE"
+DEFAULT_CALLED: str = "ANY-SCP"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a peer listens and by which names the two of us go."""
+
+    host: str
+    port: int
+    called: str
+    calling: str
+
+
+def register(verbs: Verbs) -> None:
+    """Adds the verbs."""
+    echo = verbs.add_parser("echo", help="ask a peer by C-ECHO whether it answers")
+    add_peer(echo)
+    add_json(echo)
+    echo.set_defaults(act=_echo)
+    send = verbs.add_parser("send", help="send DICOM files to a peer by C-STORE")
+    add_peer(send)
+    send.add_argument("paths", type=Path, nargs="+", metavar="DIR", help="folders or files")
+    send.set_defaults(act=_send)
+
+
+def add_peer(parser: argparse.ArgumentParser) -> None:
+    """Adds PEER and the options that go with it."""
+    parser.add_argument("peer", metavar="PEER", help="a peer of the configuration, or HOST:PORT")
+    parser.add_argument("--called", metavar="AET", help=f"AE title of the peer (with HOST:PORT; default {DEFAULT_CALLED})")
+    parser.add_argument("--calling", metavar="AET", help=f"our AE title (default: of the configuration, else {DEFAULT_CALLING})")
+    add_config(parser)
+
+
+def address_of(arguments: argparse.Namespace) -> Address:
+    """Answers where PEER is: HOST:PORT as it stands, or a peer of the configuration."""
+    configured = arguments.config is not None or any(place.is_file() for place in CONFIG_PLACES)
+    host, colon, port = arguments.peer.rpartition(":")
+    if colon and port.isdigit() and host:
+        calling = arguments.calling or (read_config(arguments).node.ae_title if configured else DEFAULT_CALLING)
+        return Address(host.strip("[]"), int(port), arguments.called or DEFAULT_CALLED, calling)
+    if not configured:
+        raise UsageError(f"{arguments.peer!r} is no HOST:PORT, and there is no configuration that could name it → give HOST:PORT or --config")
+    config = read_config(arguments)
+    peer = config.peers.get(arguments.peer)
+    if peer is None:
+        raise UsageError(f"there is no peer {arguments.peer!r} → give HOST:PORT, or one of: {', '.join(config.peers) or 'none configured'}")
+    return Address(peer.host, peer.port, arguments.called or peer.ae_title, arguments.calling or config.node.ae_title)
+
+
+def _echo(arguments: argparse.Namespace) -> int:
+    from node.delivery.store_scu import echo
+
+    log_to_stderr("error")
+    address = address_of(arguments)
+    elapsed_s = echo(address.host, address.port, address.called, address.calling)
+    if arguments.json:
+        print_json({"host": address.host, "port": address.port, "called": address.called, "calling": address.calling, "elapsed_s": elapsed_s})
+    else:
+        print(f"{address.called} at {address.host}:{address.port} answers {address.calling} in {elapsed_s * 1000:.0f} ms")
+    return ExitCode.OK

@@ -1,0 +1,134 @@
+"""`radnode run`: one model on one study of the disk, by the pipeline that the node runs."""
+
+import argparse
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from node.cli.common import ProgressLine, Verbs, add_json, add_models_dir, log_to_stderr, models_dir, print_json, print_stages, print_table, say
+from node.codes import ExitCode
+
+if TYPE_CHECKING:
+    from node.cli.local_study import LocalStudy
+    from node.domain.modelcard import ModelCard
+    from node.pipeline import OfflineResult
+
+OFFLINE_AE_TITLE = "RADNODE"
+OFFLINE_SERIAL_NUMBER = "offline"
+
+
+def register(verbs: Verbs) -> None:
+    """Adds the verb."""
+    parser = verbs.add_parser(
+        "run",
+        help="run a model on a folder of images, without network",
+        description="Chooses the right series below DIR, runs the model, writes seg.dcm, sr.dcm, key_image.png and report.html.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder with the images of one study")
+    parser.add_argument("--model", required=True, metavar="NAME", help="`radnode model list` names them")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, …")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
+    add_models_dir(parser)
+    add_json(parser)
+    parser.set_defaults(act=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from node.cli.local_study import read_study
+    from node.domain.states import Outcome
+    from node.modelstore import find_card
+
+    log_to_stderr()
+    models = models_dir(arguments)
+    card = find_card(models, arguments.model)
+    study = read_study(arguments.folder)
+    files = _chosen_files(study, card)
+    say(f"loading {card.name} {card.version}")
+    done = _analyse(arguments, models, card, study, files)
+    if arguments.json:
+        print_json(_as_json(done))
+    else:
+        _print(done)
+    return ExitCode.OK if done.result.outcome in {Outcome.FOUND, Outcome.NOTHING_FOUND} else ExitCode.FAILED
+
+
+def _chosen_files(study: "LocalStudy", card: "ModelCard") -> tuple[Path, ...]:
+    from node.domain.routing import Route
+    from node.errors import OutsideIntendedUse
+
+    route = Route(name="run", when={}, model=card.name, deliver_to=())
+    decision = study.decide([route], {card.name: card})
+    if not decision.selections:
+        reasons = "\n".join(
+            f"  series {one.representative.text('SeriesNumber') or '?'}: {decision.reason_for(one.series_instance_uid)}" for one in study.series
+        )
+        raise OutsideIntendedUse(f"{card.name} accepts no series of this study:\n{reasons}")
+    chosen = decision.selections[0].series_instance_uid
+    why = next(verdict.reason for verdict in decision.verdicts if verdict.series_instance_uid == chosen and verdict.accepted)
+    say(f"series {chosen}: {why}")
+    return study.files[chosen]
+
+
+def _analyse(
+    arguments: argparse.Namespace, models: Path, card: "ModelCard", study: "LocalStudy", files: tuple[Path, ...]
+) -> "OfflineResult":
+    from node.domain.identifiers import derive_job_key
+    from node.inference.bundle import load_bundle
+    from node.pipeline import context_for, run_offline
+
+    model = load_bundle(models / card.name, card, device=arguments.device, threads=arguments.threads)
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    context = context_for(
+        derive_job_key(card.digest, study.study_instance_uid, digests),
+        run=0,
+        encoded_at_s=time.time(),
+        ae_title=OFFLINE_AE_TITLE,
+        device_serial_number=OFFLINE_SERIAL_NUMBER,
+    )
+    progress = ProgressLine()
+    try:
+        return run_offline(files, model, context, arguments.output, progress)
+    finally:
+        progress.close()
+
+
+def _as_json(done: "OfflineResult") -> dict[str, object]:
+    result = done.result
+    return {
+        "outcome": result.outcome,
+        "reason": result.reason,
+        "model": {"name": result.card.name, "version": result.card.version},
+        "segments": [
+            {
+                "label": segment.definition.label,
+                "present": segment.present,
+                "measurements": [{"name": m.concept.meaning, "value": m.value, "unit": m.unit.value} for m in segment.measurements],
+            }
+            for segment in result.segments
+        ],
+        "notes": result.notes,
+        "paths": done.paths,
+        "stages": done.stages,
+    }
+
+
+def _print(done: "OfflineResult") -> None:
+    result = done.result
+    print(f"{result.card.name} {result.card.version}: {result.outcome}" + (f" ({result.reason})" if result.reason else ""))
+    rows = [
+        (segment.definition.label, measurement.concept.meaning, f"{measurement.value:.4g}", measurement.unit.value)
+        for segment in result.segments
+        if segment.present
+        for measurement in segment.measurements
+    ]
+    if rows:
+        print()
+        print_table(("STRUCTURE", "MEASUREMENT", "VALUE", "UNIT"), rows, empty="")
+    for note in result.notes:
+        print(f"note: {note.text}")
+    print()
+    print_table(("RESULT", "FILE"), list(done.paths.items()), empty="")
+    print()
+    print_stages(done.stages)

@@ -1,0 +1,281 @@
+"""The measurement report: a Comprehensive 3D SR after TID 1500 (PS3.3 A.35.13, PS3.16), unverified and preliminary.
+
+Every report opens with a group that says how the analysis ended (Summary of Analyses: Succeeded, Failed or Not Attempted), so
+that silence is never read as a negative. Then every structure of the model has one group: with its segment and its volume
+where it was found, with "Absent" where it was not. A model that failed or was not run says nothing about structures.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from highdicom.sr import (
+    AlgorithmIdentification,
+    Comprehensive3DSR,
+    DeviceObserverIdentifyingAttributes,
+    FindingSite,
+    LanguageOfContentItemAndDescendants,
+    Measurement,
+    MeasurementReport,
+    MeasurementsAndQualitativeEvaluations,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    ReferencedSegment,
+    RelationshipTypeValues,
+    SourceSeriesForSegmentation,
+    TextContentItem,
+    TrackingIdentifier,
+    VolumetricROIMeasurementsAndQualitativeEvaluations,
+)
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code as PydicomCode
+from pydicom.uid import ExplicitVRLittleEndian
+
+from node.codes import (
+    ABSENT,
+    ANALYSIS_FAILED,
+    ANALYSIS_NOT_ATTEMPTED,
+    ANALYSIS_SUCCEEDED,
+    SUMMARY_OF_ANALYSES,
+)
+from node.domain.modelcard import SegmentDefinition
+from node.domain.result import PredecessorDocument, Result, SegmentResult
+from node.domain.states import Outcome
+from node.errors import EvidenceError
+from node.evidence.context import EvidenceContext
+from node.evidence.header import normalise_source
+from node.evidence.procedure import procedure_reported, referenced_requests
+from node.evidence.segmentation import images_of_planes, tracking_of
+from node.evidence.sop_common import (
+    algorithm_parameters,
+    coded,
+    device_uid,
+    equipment,
+    finished,
+    long_string,
+    series_description,
+    series_number,
+)
+
+_LANGUAGE: Final = PydicomCode("en-US", "RFC5646", "English (United States)")
+_ENDINGS: Final = {
+    Outcome.FOUND: ANALYSIS_SUCCEEDED,
+    Outcome.NOTHING_FOUND: ANALYSIS_SUCCEEDED,
+    Outcome.NOT_ATTEMPTED: ANALYSIS_NOT_ATTEMPTED,
+    Outcome.FAILED: ANALYSIS_FAILED,
+}
+_NOT_VERIFIED: Final = "AI result, not verified by a person."
+
+Group = MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
+
+
+def encode_report(
+    result: Result, sources: Sequence[Dataset], segmentation: Dataset | None, context: EvidenceContext
+) -> Dataset:
+    """Answers the report of a result, whatever its outcome.
+
+    `sources` are the headers of the images that were used, or for a study that was not analyzed those that came;
+    `segmentation` is the SEG of the same result and context, where there is one.
+
+    Raises
+    ------
+    EvidenceError
+        If something was found and the segmentation is missing, or nothing was found and it is not.
+    """
+    if (result.outcome is Outcome.FOUND) != (segmentation is not None):
+        raise EvidenceError(f"a report of an outcome '{result.outcome}' and its segmentation do not fit together")
+    images = _used_images(result, sources)
+    report = MeasurementReport(
+        observation_context=_observation_context(result),
+        procedure_reported=codes.SCT.ImagingProcedure,  # a stand-in: the true code keeps its bytes, see below
+        imaging_measurements=_groups(result, images, segmentation, context),
+        language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(_LANGUAGE),
+    )
+    evidence = [normalise_source(image) for image in images]
+    if segmentation is not None:
+        evidence.append(normalise_source(segmentation))
+    made = Comprehensive3DSR(
+        evidence=evidence,
+        content=report[0],
+        series_instance_uid=context.uid("sr", "series"),
+        series_number=series_number(images[0], 2),
+        sop_instance_uid=context.uid("sr", "instance"),
+        instance_number=1,
+        series_description=series_description(result.card, "SR"),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        **equipment(context),
+    )
+    _tell_procedure(made, images[0])
+    _tell_completion(made, result)
+    if requests := referenced_requests(images[0]):
+        made.ReferencedRequestSequence = requests
+    if context.predecessor is not None:
+        made.PredecessorDocumentsSequence = [_predecessor(context.predecessor)]
+    return finished(made, images[0], result, context)
+
+
+def _used_images(result: Result, sources: Sequence[Dataset]) -> list[Dataset]:
+    """Answers the images to cite, in an order that does not depend on their arrival."""
+    if not sources:
+        raise EvidenceError("a report needs the headers of its source images")
+    if result.label_map is not None:
+        return images_of_planes(sources, result.label_map.source)
+    return sorted(sources, key=lambda source: (str(source.SeriesInstanceUID), str(source.SOPInstanceUID)))
+
+
+def _observation_context(result: Result) -> ObservationContext:
+    """Answers the device observer, equal to the Contributing Equipment (TID 1004, IHE AIR 6.5.3.1)."""
+    card = result.card
+    return ObservationContext(
+        observer_device_context=ObserverContext(
+            observer_type=codes.DCM.Device,
+            observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
+                uid=device_uid(result),
+                name=card.title,
+                manufacturer_name=long_string(card.manufacturer),
+                model_name=long_string(card.name),
+            ),
+        )
+    )
+
+
+# ── measurement groups ──────────────────────────────────────────────────────
+
+
+def _groups(
+    result: Result, images: Sequence[Dataset], segmentation: Dataset | None, context: EvidenceContext
+) -> list[Group]:
+    groups: list[Group] = [_ending_group(result, context)]
+    if result.outcome not in {Outcome.FOUND, Outcome.NOTHING_FOUND}:
+        return groups
+    number = 0
+    for segment in result.segments:
+        if segment.present and segmentation is not None:
+            number += 1
+            groups.append(_found_group(segment, result, images, (segmentation, number), context))
+        else:
+            groups.append(_absent_group(segment.definition, result, context))
+    return groups
+
+
+def _ending_group(result: Result, context: EvidenceContext) -> MeasurementsAndQualitativeEvaluations:
+    """Answers how the analysis ended, with the reason and everything a reader must know of its making (TID 1501)."""
+    group = MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(uid=context.uid("tracking", "analysis"), identifier=f"{result.card.name} analysis"),
+        algorithm_id=_algorithm(result),
+        qualitative_evaluations=[QualitativeEvaluation(coded(SUMMARY_OF_ANALYSES), coded(_ENDINGS[result.outcome]))],
+    )
+    texts = [_NOT_VERIFIED]
+    if result.outcome is Outcome.NOT_ATTEMPTED:
+        texts = [f"The analysis was not attempted: {result.reason}", "Nothing can be concluded about the images."]
+    elif result.outcome is Outcome.FAILED:
+        texts = [f"The analysis failed: {result.reason}", "Nothing can be concluded about the images."]
+    elif result.outcome is Outcome.NOTHING_FOUND:
+        texts.append("The analysis ran to its end and found none of the structures it looks for.")
+    for text in (*texts, *(note.text for note in result.notes)):
+        _comment(group, text)
+    return group
+
+
+def _found_group(
+    segment: SegmentResult, result: Result, images: Sequence[Dataset], reference: tuple[Dataset, int], context: EvidenceContext
+) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
+    """Answers a structure with its segment and its measurements (TID 1411); `reference` is the SEG and the Segment Number."""
+    definition = segment.definition
+    segmentation, number = reference
+    return VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(definition, result, context),
+        referenced_segment=ReferencedSegment(
+            sop_class_uid=segmentation.SOPClassUID,
+            sop_instance_uid=segmentation.SOPInstanceUID,
+            segment_number=number,
+            source_series=SourceSeriesForSegmentation(str(images[0].SeriesInstanceUID)),
+        ),
+        finding_category=coded(definition.category),
+        finding_type=coded(definition.type),
+        finding_sites=_sites(definition),
+        algorithm_id=_algorithm(result),
+        measurements=[
+            Measurement(name=coded(measurement.concept), value=measurement.value, unit=coded(measurement.unit))
+            for measurement in segment.measurements
+        ],
+    )
+
+
+def _absent_group(
+    definition: SegmentDefinition, result: Result, context: EvidenceContext
+) -> MeasurementsAndQualitativeEvaluations:
+    """Answers a structure that was looked for and not found (TID 1501): never as a Finding, which would say the contrary."""
+    group = MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=_tracking(definition, result, context),
+        finding_sites=_sites(definition),
+        algorithm_id=_algorithm(result),
+        qualitative_evaluations=[QualitativeEvaluation(coded(definition.type), coded(ABSENT))],
+    )
+    _comment(group, f"{definition.label}: not outlined by the model in these images.")
+    return group
+
+
+def _tracking(definition: SegmentDefinition, result: Result, context: EvidenceContext) -> TrackingIdentifier:
+    identifier, uid = tracking_of(definition, result, context)
+    return TrackingIdentifier(uid=uid, identifier=identifier)
+
+
+def _sites(definition: SegmentDefinition) -> list[FindingSite] | None:
+    """Answers where a structure lies: its region, or itself where only its side is to be told."""
+    location = definition.anatomic_region or (definition.type if definition.laterality else None)
+    if location is None:
+        return None
+    laterality = coded(definition.laterality) if definition.laterality else None
+    return [FindingSite(anatomic_location=coded(location), laterality=laterality)]
+
+
+def _algorithm(result: Result) -> AlgorithmIdentification:
+    """Answers TID 4019, with the values of the Contributing Equipment."""
+    card = result.card
+    parameters = algorithm_parameters(result)
+    return AlgorithmIdentification(
+        name=long_string(card.name),
+        version=long_string(card.version),
+        manufacturer=long_string(card.manufacturer),
+        family=coded(card.family),
+        parameters=[parameters] if parameters else None,
+    )
+
+
+def _comment(group: MeasurementsAndQualitativeEvaluations, text: str) -> None:
+    item = TextContentItem(name=codes.DCM.Comment, value=text, relationship_type=RelationshipTypeValues.CONTAINS)
+    group[0].ContentSequence.append(item)
+
+
+# ── header ──────────────────────────────────────────────────────────────────
+
+
+def _tell_procedure(made: Dataset, source: Dataset) -> None:
+    """Puts the imaging procedure, not the algorithm, into Procedure Reported (IHE AIR 6.5.3.1)."""
+    for item in made.ContentSequence:
+        if item.ConceptNameCodeSequence[0].CodeValue == codes.DCM.ProcedureReported.value:
+            item.ConceptCodeSequence = [procedure_reported(source)]
+
+
+def _tell_completion(made: Dataset, result: Result) -> None:
+    """Calls a result from incomplete input PARTIAL, and says why (PS3.3 C.17.2)."""
+    degraded = [note.text for note in result.notes if note.degraded]
+    if degraded:
+        made.CompletionFlag = "PARTIAL"
+        made.CompletionFlagDescription = long_string(degraded[0])
+
+
+def _predecessor(document: PredecessorDocument) -> Dataset:
+    instance, series, study = Dataset(), Dataset(), Dataset()
+    instance.ReferencedSOPClassUID = document.sop_class_uid
+    instance.ReferencedSOPInstanceUID = document.sop_instance_uid
+    series.SeriesInstanceUID = document.series_instance_uid
+    series.ReferencedSOPSequence = [instance]
+    study.StudyInstanceUID = document.study_instance_uid
+    study.ReferencedSeriesSequence = [series]
+    return study

@@ -1,0 +1,1 @@
+"""From a series of images to what a network says about it."""

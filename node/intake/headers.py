@@ -1,0 +1,149 @@
+"""Headers of Part 10 files as domain values: everything plain that a rule may ask for, nothing that can raise later."""
+
+import math
+import struct
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+from pydicom import dcmread
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
+
+from node.domain.identifiers import is_usable_uid
+from node.domain.instance import InstanceHeader, SeriesHeader, Value
+from node.errors import CannotUnderstand
+
+LONGEST_VALUE_BYTES: Final = 4096
+"""An element that is longer holds no fact that a rule asks for (tables, private reports): left out."""
+
+_NUMERIC: Final = frozenset({"DS", "IS", "US", "SS", "UL", "SL", "UV", "SV", "FL", "FD"})
+_TEXTUAL: Final = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
+
+MALFORMED: Final = (
+    ValueError, TypeError, LookupError, AttributeError, NotImplementedError, ArithmeticError, EOFError, OSError, RecursionError,
+    struct.error, zlib.error,
+)  # fmt: skip
+"""What pydicom's parsers raise when they meet what is no DICOM."""
+
+# `warnings.catch_warnings` swaps a global: one reader at a time.
+_one_reader: Final = threading.Lock()
+
+Skipped = Callable[[Path, str], None]
+"""Called with a file that was skipped, and why."""
+
+
+def read_header(path: Path) -> InstanceHeader:
+    """Answers the header of a Part 10 file.
+
+    An element that is absent, empty or malformed is an absent key: hospitals send all of these.
+
+    Raises
+    ------
+    CannotUnderstand
+        When the file is no DICOM file, or no SOP Instance, Series or Study Instance UID can be had from it.
+    """
+    with _one_reader, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            dataset = dcmread(path, stop_before_pixels=True)
+        except (InvalidDicomError, *MALFORMED) as error:
+            raise CannotUnderstand(f"not a DICOM file ({type(error).__name__})") from error
+        attributes = dict(_plain_elements(dataset))
+        first_frame = _first_frame(dataset)
+        meta = dict(_plain_elements(dataset.file_meta))
+    return InstanceHeader(
+        study_instance_uid=_uid("StudyInstanceUID", attributes),
+        series_instance_uid=_uid("SeriesInstanceUID", attributes),
+        sop_instance_uid=_uid("SOPInstanceUID", attributes, meta.get("MediaStorageSOPInstanceUID", ())),
+        sop_class_uid=str(next(iter(attributes.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID", ())), "")),
+        attributes=attributes,
+        frames=_frames(attributes),
+        first_frame=first_frame,
+    )
+
+
+def read_series_headers(paths: Iterable[Path], on_skipped: Skipped | None = None) -> tuple[SeriesHeader, ...]:
+    """Answers the headers of files, grouped into series in order of appearance; each series in order of Instance Number.
+
+    What is no DICOM instance is skipped, and told to `on_skipped`. Of several files with one SOP Instance UID the first counts.
+    """
+    series: dict[str, dict[str, InstanceHeader]] = {}
+    for path in paths:
+        try:
+            header = read_header(path)
+        except CannotUnderstand as error:
+            if on_skipped is not None:
+                on_skipped(path, str(error))
+            continue
+        series.setdefault(header.series_instance_uid, {}).setdefault(header.sop_instance_uid, header)
+    return tuple(
+        SeriesHeader(uid, tuple(sorted(instances.values(), key=_place_in_series))) for uid, instances in series.items()
+    )
+
+
+def _place_in_series(header: InstanceHeader) -> tuple[float, str]:
+    number = header.numbers("InstanceNumber")
+    return (number[0] if number else math.inf, header.sop_instance_uid)
+
+
+def _uid(keyword: str, attributes: dict[str, tuple[Value, ...]], otherwise: tuple[Value, ...] = ()) -> str:
+    for values in (attributes.get(keyword, ()), otherwise):
+        if len(values) == 1 and is_usable_uid(str(values[0])):
+            return str(values[0])
+    raise CannotUnderstand(f"{keyword} is absent or no UID")
+
+
+def _frames(attributes: dict[str, tuple[Value, ...]]) -> int:
+    stated = attributes.get("NumberOfFrames", ())
+    return max(1, int(stated[0])) if stated and isinstance(stated[0], float) else 1
+
+
+def _first_frame(dataset: Dataset) -> dict[str, tuple[Value, ...]] | None:
+    """Answers the plain elements of every functional group of the first frame; what all frames share yields to what it says."""
+    found: dict[str, tuple[Value, ...]] = {}
+    for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        for groups in _items(dataset, keyword)[:1]:
+            for group in groups.keys():  # noqa: SIM118 - a Dataset iterates over converted elements: any could be malformed
+                for item in _items(groups, keyword_for_tag(group))[:1]:
+                    found.update(_plain_elements(item))
+    return found or None
+
+
+def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    try:
+        value = dataset.get(keyword)
+        return list(value) if value else []
+    except MALFORMED:
+        return []
+
+
+def _plain_elements(dataset: Dataset) -> Iterator[tuple[str, tuple[Value, ...]]]:
+    for tag in sorted(dataset.keys()):
+        keyword = keyword_for_tag(tag)
+        if keyword and (values := _values(dataset, tag)):
+            yield keyword, values
+
+
+def _values(dataset: Dataset, tag: BaseTag) -> tuple[Value, ...]:
+    raw = dataset.get_item(tag).value
+    if isinstance(raw, bytes) and len(raw) > LONGEST_VALUE_BYTES:
+        return ()
+    try:
+        element = dataset[tag]
+        several = element.value if isinstance(element.value, MultiValue | list) else [element.value]
+        if element.VR in _NUMERIC:
+            numbers = tuple(float(value) for value in several)
+            return numbers if all(math.isfinite(number) for number in numbers) else ()
+        if element.VR in _TEXTUAL:
+            texts = tuple("" if value is None else str(value).strip() for value in several)
+            return texts if any(texts) else ()
+    except MALFORMED:
+        return ()
+    return ()

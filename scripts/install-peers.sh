@@ -1,0 +1,30 @@
+#!/bin/sh
+# Installs Debian packages that the tests use as peers. Root only; without root the tests that need them skip with a reason.
+set -eu
+
+missing=""
+for package in "$@"; do
+  status=$(dpkg-query -W -f='${Status}' "$package" 2>/dev/null || true)
+  [ "$status" = "install ok installed" ] || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+  echo "peers: not installed:$missing → tests that need them will skip (as root: apt-get install$missing)"
+  exit 0
+fi
+
+# A package must not start its service here (Orthanc's would take ports 4242 and 8042).
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  printf '#!/bin/sh\nexit 101\n' > "$policy"
+  chmod +x "$policy"
+  trap 'rm -f "$policy"' EXIT
+fi
+
+echo "peers: installing$missing"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq
+# shellcheck disable=SC2086  # a list of names
+apt-get install -y -qq --no-install-recommends $missing >/dev/null
+echo "peers: installed"

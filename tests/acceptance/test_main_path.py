@@ -1,0 +1,185 @@
+"""Study in, SEG and SR back in the archive: through restarts, kills, late slices and loops."""
+
+import time
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+
+from tests.acceptance.harness import RunningNode, running_node, send, wait_for
+from tests.bundles import make_bundle
+from tests.factories import SyntheticSeries, make_ct_series
+from tests.peers import OrthancPeer, orthanc
+
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
+
+SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
+SR_CLASS = "1.2.840.10008.5.1.4.1.1.88.34"
+
+
+@pytest.fixture
+def ct(tmp_path: Path) -> SyntheticSeries:
+    return make_ct_series(tmp_path / "ct")
+
+
+@pytest.fixture
+def models_dir(tmp_path: Path) -> Path:
+    make_bundle(tmp_path / "models")
+    make_bundle(tmp_path / "models", "slow", slow=True)
+    return tmp_path / "models"
+
+
+def results_in(archive: OrthancPeer) -> dict[str, int]:
+    """How many SEG and SR the archive holds."""
+    return {modality: len(archive.instances(modality)) for modality in ("SEG", "SR")}
+
+
+def settled(node: RunningNode, archive: OrthancPeer, seconds: float = 3.0) -> dict[str, int]:
+    """What the archive holds after everything has been quiet for a while."""
+    wait_for(lambda: all(j.state in {"COMPLETED", "CANCELED"} for j in node.jobs()) and all(d.state == "STORED" for d in node.deliveries()), 90, "quiet", node.log)
+    time.sleep(seconds)
+    return results_in(archive)
+
+
+def test_orthanc_routes_a_study_and_gets_seg_and_sr_back(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
+    """Identity equals the source's byte for byte; Orthanc sending our results back to us starts nothing."""
+    with orthanc(tmp_path / "orthanc") as archive, running_node(
+        tmp_path / "node", models_dir=models_dir, model="thresholds", archive_ae_title=archive.ae_title, archive_port=archive.dicom_port
+    ) as node:
+        archive.add_modality("radnode", "RADNODE", node.port)
+        study = archive.upload(ct.paths)
+        archive.send_study("radnode", study)
+        node.wait_for_deliveries(2)
+        assert results_in(archive) == {"SEG": 1, "SR": 1}
+        for modality in ("SEG", "SR"):
+            made = archive.download(archive.instances(modality)[0], tmp_path / f"{modality}.dcm")
+            assert_same_identity(made, ct.paths[0])
+        # the whole study again, our results with it: the loop every naive node falls into
+        for _ in range(2):
+            archive.send_study("radnode", study)
+            wait_for(lambda: not any(s.state == "RECEIVING" for s in node.series()), 30, "the decision", node.log)
+        assert settled(node, archive) == {"SEG": 1, "SR": 1}
+        assert len(node.jobs()) == 1
+        own = [s for s in node.series() if s.state == "DECLINED"]
+        assert len(own) == 2
+        assert all("this node made it" in s.reason for s in own)
+
+
+IDENTITY = (
+    "PatientID IssuerOfPatientID PatientName PatientBirthDate PatientSex StudyInstanceUID StudyID StudyDate StudyTime AccessionNumber"
+    " ReferringPhysicianName StudyDescription FrameOfReferenceUID"
+).split()
+
+
+def assert_same_identity(made: Path, source: Path) -> None:
+    theirs, ours = dcmread(source, stop_before_pixels=True), dcmread(made, stop_before_pixels=True)
+    for keyword in IDENTITY:
+        if keyword == "FrameOfReferenceUID" and ours.Modality == "SR":
+            continue
+        assert ours.get(keyword) == theirs.get(keyword), keyword
+
+
+def test_kill_9_of_the_worker_during_inference_leaves_exactly_one_result(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
+    """The other steps: tests/faults/test_worker_kills.py."""
+    with orthanc(tmp_path / "orthanc") as archive, running_node(
+        tmp_path / "node", models_dir=models_dir, model="slow", archive_ae_title=archive.ae_title, archive_port=archive.dicom_port
+    ) as node:
+        send(ct.paths, node.port)
+        wait_for(lambda: any(job.step == "infer" for job in node.jobs()), 60, "inference", node.log)
+        node.kill_child("worker")
+        (job,) = node.wait_for_jobs(1, "COMPLETED")
+        assert job.attempt == 2
+        node.wait_for_deliveries(2)
+        assert settled(node, archive) == {"SEG": 1, "SR": 1}
+
+
+def test_kill_9_of_the_supervisor_during_delivery_leaves_exactly_one_result(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
+    """The archive is down at first, so the kill falls into the time of delivery; nothing of the node survives its supervisor."""
+    with orthanc(tmp_path / "orthanc") as archive, running_node(
+        tmp_path / "node", models_dir=models_dir, model="thresholds", archive_ae_title=archive.ae_title, archive_port=archive.dicom_port
+    ) as node:
+        archive.pause()
+        send(ct.paths, node.port)
+        wait_for(lambda: [d for d in node.deliveries() if d.attempts], 60, "the first attempt", node.log)
+        courier = node.child_pid("courier")
+        node.kill()
+        wait_for(lambda: not Path(f"/proc/{courier}").exists() or is_zombie(courier), 10, "the end of the courier")
+        archive.resume()
+        node.start()
+        node.wait_for_deliveries(2)
+        assert settled(node, archive) == {"SEG": 1, "SR": 1}
+
+
+def is_zombie(pid: int) -> bool:
+    return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+
+
+def test_a_clean_stop_in_mid_inference_costs_no_attempt(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
+    with running_node(tmp_path / "node", models_dir=models_dir, model="slow") as node:
+        send(ct.paths, node.port)
+        wait_for(lambda: any(job.step == "infer" for job in node.jobs()), 60, "inference", node.log)
+        assert node.stop() == 0
+        node.start()
+        (job,) = node.wait_for_jobs(1, "COMPLETED")
+        assert job.attempt == 1
+
+
+def test_a_late_slice_leads_to_a_new_run_that_names_its_predecessor(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
+    with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
+        send(ct.paths[:-1], node.port)
+        node.wait_for_jobs(1, "COMPLETED")
+        send(ct.paths[-1:], node.port)
+        first, second = node.wait_for_jobs(2, "COMPLETED")
+        assert second.predecessor_job_id == first.job_id
+        before = dcmread(node.state_dir / "results" / str(first.job_id) / "0" / "sr.dcm")
+        after = dcmread(node.state_dir / "results" / str(second.job_id) / "0" / "sr.dcm")
+        referenced = after.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+        assert referenced.ReferencedSOPInstanceUID == before.SOPInstanceUID
+        # the same study once more changes nothing
+        send(ct.paths, node.port)
+        time.sleep(3)
+        assert len(node.jobs()) == 2
+
+
+def test_a_series_that_is_no_volume_is_told_not_silent(tmp_path: Path, models_dir: Path) -> None:
+    broken = make_ct_series(tmp_path / "broken", missing=(8, 9, 10, 11))
+    with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
+        send(broken.paths, node.port)
+        (job,) = node.wait_for_jobs(1, "CANCELED")
+        assert job.outcome == "not attempted"
+        assert "missing" in job.reason.lower()
+        (delivery,) = node.deliveries()
+        assert delivery.role == "sr"
+        assert "Not Attempted" in str(dcmread(delivery.path))
+
+
+def test_a_study_that_kills_the_worker_ends_failed_and_the_queue_goes_on(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
+    config = models_dir / "thresholds" / "configs" / "inference.json"
+    poison = config.read_text().replace('"$@network_def.to(@device)"', '"$__import__(\'os\').abort()"')
+    with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
+        node.stop()
+        config.write_text(poison)
+        node.start()
+        send(ct.paths, node.port)
+        (job,) = node.wait_for_jobs(1, "CANCELED")
+        assert job.outcome == "failed"
+        assert "died" in job.reason
+
+
+def test_a_declined_study_says_why(tmp_path: Path, models_dir: Path) -> None:
+    short = make_ct_series(tmp_path / "short", slices=3)
+    with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
+        send(short.paths, node.port)
+        wait_for(lambda: any(s.state == "DECLINED" for s in node.series()), 30, "the verdict", node.log)
+        (series,) = node.series()
+        assert series.reason == "card thresholds: 3 slices, the model needs at least 5"
+        assert node.jobs() == ()
+
+
+def test_two_nodes_cannot_share_one_state_dir(tmp_path: Path, models_dir: Path) -> None:
+    with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
+        second = RunningNode(node.folder)
+        second.log = tmp_path / "second.log"
+        with pytest.raises(AssertionError):
+            second.start()
+        assert "another radnode serves" in second.log.read_text()

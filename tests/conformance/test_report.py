@@ -1,0 +1,229 @@
+"""Every SR passes other people's validators, says how the analysis ended, and agrees with its SEG."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+
+from node.domain.result import PredecessorDocument
+from node.domain.states import Outcome
+from node.domain.volume import QualityNote
+from tests.conformance.cases import Case, found, make_case, predecessor_uids, with_outcome, write
+from tests.conformance.validators import (
+    consistency_faults,
+    html_of,
+    iod_faults,
+    presence_faults,
+    read_report,
+    template_faults,
+    tree_faults,
+)
+
+pytestmark = pytest.mark.peer
+
+ENDINGS = {
+    Outcome.FOUND: "111222",
+    Outcome.NOTHING_FOUND: "111222",
+    Outcome.NOT_ATTEMPTED: "111225",
+    Outcome.FAILED: "111224",
+}
+CASES: dict[str, tuple[dict[str, Any], Outcome]] = {
+    "found": ({}, Outcome.FOUND),
+    "17 found": ({"geometry": "oblique", "parts": 17}, Outcome.FOUND),
+    "enhanced": ({"geometry": "enhanced"}, Outcome.FOUND),
+    "nothing found": ({"parts": 3}, Outcome.NOTHING_FOUND),
+    "not attempted": ({"parts": 3}, Outcome.NOT_ATTEMPTED),
+    "failed": ({}, Outcome.FAILED),
+}
+
+
+@pytest.fixture(params=list(CASES), scope="module")
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    options, outcome = CASES[request.param]
+    made = make_case(tmp_path_factory.mktemp("case"), **options)
+    return made if outcome is Outcome.FOUND else with_outcome(made, outcome)
+
+
+@pytest.fixture(scope="module")
+def path(case: Case) -> Path:
+    return write(case.report(), case.series.folder.parent / "sr.dcm")
+
+
+def test_dicom3tools_and_dcmtk_find_no_fault(path: Path, case: Case) -> None:
+    assert iod_faults(path) == []
+    assert tree_faults(path) == []
+    files = [*case.series.paths, path]
+    if case.result.outcome is Outcome.FOUND:
+        files.append(write(case.segmentation(), path.with_name("seg.dcm")))
+    assert consistency_faults(files) == []
+
+
+def test_nothing_mandatory_is_absent(path: Path) -> None:
+    assert presence_faults(path) == []
+
+
+def test_pixelmed_finds_no_fault_in_the_template(path: Path) -> None:
+    assert template_faults(path) == []
+
+
+def test_dcmqi_reads_the_ending_and_the_volumes(path: Path, case: Case, tmp_path: Path) -> None:
+    document = read_report(path, tmp_path / "report.json")
+    ending, *groups = document["Measurements"]
+    codes = {item["conceptCode"]["CodeValue"]: item["conceptValue"] for item in ending["qualitativeEvaluations"]}
+    assert codes["111065"]["CodeValue"] == ENDINGS[case.result.outcome]
+    volumes = [float(group["measurementItems"][0]["value"]) for group in groups if group["measurementItems"]]
+    assert volumes == [segment.measurements[0].value for segment in case.result.segments if segment.present]
+    if case.result.outcome in {Outcome.FOUND, Outcome.NOTHING_FOUND}:
+        assert len(groups) == len(case.result.card.segments)
+    else:
+        assert groups == [], "a run that failed says nothing about structures"
+
+
+def test_dsr2html_shows_what_was_found(path: Path, case: Case, tmp_path: Path) -> None:
+    html = html_of(path, tmp_path / "report.html")
+    words = {
+        Outcome.FOUND: "Thalamus",
+        Outcome.NOTHING_FOUND: "Absent",
+        Outcome.NOT_ATTEMPTED: "Not Attempted",
+        Outcome.FAILED: "Failed",
+    }
+    assert words[case.result.outcome] in html
+    assert ("at most 8 mm" in html) == bool(case.result.reason)
+
+
+def test_header_says_unverified_and_preliminary(path: Path, case: Case) -> None:
+    sr = pydicom.dcmread(path)
+    assert sr.SOPClassUID == "1.2.840.10008.5.1.4.1.1.88.34"
+    assert (sr.CompletionFlag, sr.VerificationFlag, sr.PreliminaryFlag) == ("COMPLETE", "UNVERIFIED", "PRELIMINARY")
+    assert sr.ContentTemplateSequence[0].TemplateIdentifier == "1500"
+    assert sr.ContentQualification == "RESEARCH"
+    assert sr.SeriesDescription == "AI Parts of an organ 1.0.0 SR"
+
+
+def test_evidence_cites_every_image_that_was_used(path: Path, case: Case) -> None:
+    sr = pydicom.dcmread(path)
+    cited = {
+        instance.ReferencedSOPInstanceUID
+        for study in sr.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+    assert set(case.series.sop_instance_uids) <= cited
+    assert len(cited) == len(case.series.sop_instance_uids) + (case.result.outcome is Outcome.FOUND)
+
+
+def test_report_and_segmentation_agree(tmp_path: Path) -> None:
+    case = make_case(tmp_path, "axial", 17)
+    seg, sr = case.segmentation(), case.report()
+    segments = {int(item.SegmentNumber): item for item in seg.SegmentSequence}
+    groups = [group for group in _groups(sr) if _value(group, "121191")]
+    assert len(groups) == len(segments) == 17
+    counts = np.bincount(case.label_map.labels.reshape(-1) // 2)
+    voxel_cm3 = 3.0 * 2.0 * 2.0 / 1000
+    for group in groups:
+        reference = _value(group, "121191").ReferencedSOPSequence[0]
+        assert reference.ReferencedSOPInstanceUID == seg.SOPInstanceUID
+        segment = segments[int(reference.ReferencedSegmentNumber)]
+        assert _value(group, "112040").UID == segment.TrackingUID
+        assert _value(group, "112039").TextValue == segment.TrackingID
+        number = _value(group, "118565006").MeasuredValueSequence[0]
+        assert number.MeasurementUnitsCodeSequence[0].CodeValue == "cm3"
+        assert math.isclose(float(number.NumericValue), counts[segment.SegmentNumber] * voxel_cm3, rel_tol=1e-4)
+        assert _value(group, "121071").ConceptCodeSequence[0].CodeValue == "42695009"
+
+
+def test_observer_algorithm_and_contributing_equipment_are_one(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    for evidence in (case.segmentation(), case.report()):
+        processing = [
+            item for item in evidence.ContributingEquipmentSequence if item.PurposeOfReferenceCodeSequence[0].CodeValue == "109102"
+        ]
+        assert len(processing) == 1
+        item = processing[0]
+        assert item.DeviceUID == case.result.card.device_uid
+        assert (item.Manufacturer, item.ManufacturerModelName, item.SoftwareVersions) == ("radnode tests", "test-parts", "1.0.0")
+    sr = case.report()
+    observer = {name: _value(sr, name) for name in ("121012", "121014", "121015")}
+    assert observer["121012"].UID == item.DeviceUID
+    assert observer["121014"].TextValue == item.Manufacturer
+    assert observer["121015"].TextValue == item.ManufacturerModelName
+    for group in _groups(sr):
+        assert _value(group, "111001").TextValue == item.ManufacturerModelName
+        assert _value(group, "111003").TextValue == item.SoftwareVersions
+
+
+def test_a_structure_that_is_absent_is_no_finding(tmp_path: Path) -> None:
+    case = with_outcome(make_case(tmp_path, parts=3), Outcome.NOTHING_FOUND)
+    _, *groups = _groups(case.report())
+    assert len(groups) == 3
+    for group in groups:
+        assert _value(group, "121071") is None
+        assert _value(group, "42695009").ConceptCodeSequence[0].CodeValue == "272519000"
+
+
+def test_some_found_and_some_not(tmp_path: Path) -> None:
+    case = make_case(tmp_path, parts=4)
+    case.label_map.labels[case.label_map.labels == 4] = 0
+    case = replace(case, result=found(case.result.card, case.label_map))
+    seg, sr = case.segmentation(), case.report()
+    assert [(item.SegmentNumber, item.SegmentLabel) for item in seg.SegmentSequence] == [(1, "Part 1"), (2, "Part 3"), (3, "Part 4")]
+    references = [_value(group, "121191") for group in _groups(sr)[1:]]
+    numbers = [item.ReferencedSOPSequence[0].ReferencedSegmentNumber if item else None for item in references]
+    assert numbers == [1, None, 2, 3]
+    path = write(sr, tmp_path / "sr.dcm")
+    assert iod_faults(path) == tree_faults(path) == template_faults(path) == []
+
+
+def test_incomplete_input_makes_the_report_partial(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    notes = (
+        QualityNote("Resampled", "The slices were resampled."),
+        QualityNote("MissingSliceInterpolated", "One slice of 24 was missing and was interpolated – µ" + "x" * 60, degraded=True),
+    )
+    sr = replace(case, result=replace(case.result, notes=notes)).report()
+    assert sr.CompletionFlag == "PARTIAL"
+    assert sr.CompletionFlagDescription.startswith("One slice of 24 was missing")
+    comments = [item.TextValue for item in _groups(sr)[0].ContentSequence if _name(item) == "121106"]
+    assert set(note.text for note in notes) <= set(comments)
+    path = write(sr, tmp_path / "sr.dcm")
+    assert iod_faults(path) == tree_faults(path) == []
+
+
+def test_request_and_predecessor_are_told(tmp_path: Path) -> None:
+    def order(dataset: Dataset, index: int) -> None:
+        item = Dataset()
+        item.RequestedProcedureID = "RP7"
+        item.ScheduledProcedureStepID = "SPS7"
+        item.RequestedProcedureDescription = "CT Schädel"
+        dataset.RequestAttributesSequence = [item]
+
+    case = make_case(tmp_path, edit=order)
+    predecessor = PredecessorDocument(*predecessor_uids())
+    case = replace(case, context=replace(case.context, predecessor=predecessor))
+    path = write(case.report(), tmp_path / "sr.dcm")
+    sr = pydicom.dcmread(path)
+    request = sr.ReferencedRequestSequence[0]
+    assert request.StudyInstanceUID == case.series.study_instance_uid
+    assert request.AccessionNumber == "RN0001"
+    assert (request.RequestedProcedureID, request.RequestedProcedureDescription) == ("RP7", "CT Schädel")
+    earlier = sr.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert earlier.ReferencedSOPInstanceUID == predecessor.sop_instance_uid
+    assert iod_faults(path) == presence_faults(path) == tree_faults(path) == []
+
+
+def _groups(sr: Dataset) -> list[Dataset]:
+    measurements = next(item for item in sr.ContentSequence if _name(item) == "126010")
+    return list(measurements.ContentSequence)
+
+
+def _name(item: Dataset) -> str:
+    return str(item.ConceptNameCodeSequence[0].CodeValue)
+
+
+def _value(parent: Dataset, code: str) -> Any:
+    return next((item for item in parent.ContentSequence if _name(item) == code), None)

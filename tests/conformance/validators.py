@@ -1,0 +1,240 @@
+"""Other people's validators, and one of ours over the tables of the standard: each answers the faults it finds, best none.
+
+A validator that is not installed skips the test with the reason. What is filtered away is said beside the filter, with why.
+"""
+
+import gzip
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pydicom
+import pytest
+from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map, get_sop_class_iod_map
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+
+TIMEOUT_S: Final = 240
+
+_DCIODVFY_FALSE: Final = re.compile(
+    r"ContributingEquipmentSequence.*DeviceUID"  # in the standard since 2023, in Debian's tables not yet
+    r"|Unrecognized defined term = <QUANTITY>"
+    r"|build DICOMDIR"
+)
+_PIXELMED_JARS: Final = tuple(
+    Path("/usr/share/java") / name for name in ("pixelmed.jar", "hsqldb.jar", "vecmath.jar", "slf4j-api.jar", "slf4j-nop.jar")
+)
+_JAVA: Final = (
+    "java",
+    "-Djdk.xml.xpathExprOpLimit=0",
+    "-Djdk.xml.xpathTotalOpLimit=0",
+    "-Djdk.xml.xpathExprGrpLimit=0",
+    "-Xmx3g",
+    "-Xss64m",
+    "-XX:TieredStopAtLevel=1",
+    "-cp",
+    ":".join(str(jar) for jar in _PIXELMED_JARS),
+)
+_GROUP_ERROR: Final = re.compile(r"^Error: Template (\d+) .*?(?:within |: )(1(?:\.\d+)+): ")
+
+
+def tool(name: str) -> str:
+    """Answers the path of a program, ours or the system's, or skips the test."""
+    beside_python = Path(sys.executable).parent / name
+    path = str(beside_python) if beside_python.exists() else shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed")
+    return path
+
+
+def _run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False)
+
+
+# ── dicom3tools, DCMTK ──────────────────────────────────────────────────────
+
+
+def iod_faults(path: Path) -> list[str]:
+    """V1: dciodvfy, every error and warning but the known false ones."""
+    done = _run(tool("dciodvfy"), "-new", path)
+    lines = (done.stdout + done.stderr).splitlines()
+    return [line for line in lines if line.startswith(("Error", "Warning")) and not _DCIODVFY_FALSE.search(line)]
+
+
+def consistency_faults(paths: Iterable[Path]) -> list[str]:
+    """V2: dcentvfy, over the results with their sources: one patient, one study, one frame of reference."""
+    done = _run(tool("dcentvfy"), *paths)
+    return [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+
+
+def tree_faults(path: Path) -> list[str]:
+    """V3: dsrdump in its strict mode; its complaint about UTF-8 is about itself."""
+    done = _run(tool("dsrdump"), "-q", path)
+    faults = [line for line in done.stderr.splitlines() if line.startswith(("E:", "F:"))]
+    return faults if done.returncode == 0 else [*faults, f"dsrdump ends with {done.returncode}"]
+
+
+def html_of(path: Path, target: Path) -> str:
+    """Answers what dsr2html makes of a report."""
+    done = _run(tool("dsr2html"), path, target)
+    assert done.returncode == 0, done.stderr
+    return target.read_text(encoding="utf-8", errors="replace")
+
+
+# ── PixelMed ────────────────────────────────────────────────────────────────
+
+
+def template_faults(path: Path) -> list[str]:
+    """V4: PixelMed's template checker.
+
+    It applies TID 1410, 1411 and 1501 to every group: an error counts only where the group says it follows that template.
+    Procedure Reported takes codes of the site: CID 100 is extensible.
+    """
+    report = pydicom.dcmread(path)
+    output = _pixelmed("com.pixelmed.validate.DicomSRValidator", path)
+    assert "Found Root Template TID_1500" in output, output
+    faults = []
+    for line in output.splitlines():
+        if not line.startswith("Error") or "not found in context group 100" in line:
+            continue
+        match = _GROUP_ERROR.match(line)
+        if match and match[1] in {"1410", "1411", "1501"} and _template_at(report, match[2]) not in {match[1], None}:
+            continue
+        faults.append(line)
+    return faults
+
+
+def instance_faults(path: Path) -> list[str]:
+    """V4: PixelMed's IOD checker; it wants a Laterality even of a head."""
+    output = _pixelmed("com.pixelmed.validate.DicomInstanceValidator", path)
+    assert "IOD validation complete" in output, output
+    return [line for line in output.splitlines() if line.startswith("Error") and "GeneralSeriesModule/Laterality" not in line]
+
+
+def _pixelmed(main_class: str, path: Path) -> str:
+    tool("java")
+    missing = [jar.name for jar in _PIXELMED_JARS if not jar.exists()]
+    if missing:
+        pytest.skip(f"libpixelmed-java is not installed ({', '.join(missing)} absent)")
+    return _run(*_JAVA, main_class, path).stdout
+
+
+def _template_at(report: Dataset, path: str) -> str | None:
+    """Answers the template that the content item at a path such as 1.8.2 says it follows; None where it names none."""
+    item = report
+    for number in path.split(".")[1:]:
+        items = item.get("ContentSequence") or []
+        if int(number) > len(items):
+            return None
+        item = items[int(number) - 1]
+    templates = item.get("ContentTemplateSequence")
+    return str(templates[0].TemplateIdentifier) if templates else None
+
+
+# ── the tables of the standard ──────────────────────────────────────────────
+
+
+def presence_faults(path: Path) -> list[str]:
+    """V5: every type 1 and 2 attribute of the mandatory modules is there, every attribute belongs to the IOD (2026b tables)."""
+    dataset = pydicom.dcmread(path)
+    modules = get_iod_module_map()[get_sop_class_iod_map()[dataset.SOPClassUID]]
+    attributes = get_module_attribute_map()
+    known = {a["keyword"] for module in modules for a in attributes[module["key"]] if not a["path"]}
+    faults = [
+        f"{element.keyword} belongs to no module of the IOD"
+        for element in dataset
+        if element.keyword and element.keyword not in known
+    ]
+    for module in modules:
+        if module["usage"] != "M" or "functional-groups" in module["key"] or module["key"] == "sr-document-content":
+            continue
+        for attribute in attributes[module["key"]]:
+            for parent in _parents(dataset, attribute["path"]):
+                faults += _presence_fault(parent, attribute, module["key"])
+    return faults
+
+
+def _parents(dataset: Dataset, path: Sequence[str]) -> Iterator[Dataset]:
+    if not path:
+        yield dataset
+        return
+    for item in dataset.get(path[0]) or []:
+        yield from _parents(item, path[1:])
+
+
+def _presence_fault(parent: Dataset, attribute: dict[str, Any], module: str) -> list[str]:
+    keyword = attribute["keyword"]
+    name = ".".join([*attribute["path"], keyword])
+    if attribute["type"] not in {"1", "2"}:
+        return []
+    if keyword not in parent:
+        return [f"{module}: {name} is absent (type {attribute['type']})"]
+    if attribute["type"] == "1" and parent[keyword].is_empty:
+        return [f"{module}: {name} is empty (type 1)"]
+    return []
+
+
+# ── dcmqi ───────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class DecodedSegment:
+    """A segment as dcmqi reads it: `voxels[k, j, i]` lies at `patient_from_index @ (i, j, k, 1)`, LPS mm."""
+
+    number: int
+    voxels: NDArray[np.bool_]
+    patient_from_index: NDArray[np.float64]
+
+
+def decoded_segments(path: Path, folder: Path) -> list[DecodedSegment]:
+    """V6: what dcmqi's segimage2itkimage makes of a SEG."""
+    folder.mkdir(exist_ok=True)
+    done = _run(
+        tool("segimage2itkimage"), "--inputDICOM", path, "--outputDirectory", folder, "--prefix", "s", "--outputType", "nrrd"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    meta = json.loads((folder / "s-meta.json").read_text(encoding="utf-8"))
+    segments = []
+    for index, group in enumerate(meta["segmentAttributes"], start=1):
+        array, patient_from_index = read_nrrd(folder / f"s-{index}.nrrd")
+        for segment in group:
+            segments.append(DecodedSegment(segment["labelID"], array == segment["labelID"], patient_from_index))
+    return segments
+
+
+def read_nrrd(path: Path) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Answers array[k, j, i] and the 4x4 matrix from (i, j, k, 1) to LPS mm of a NRRD file."""
+    head, _, body = path.read_bytes().partition(b"\n\n")
+    fields = dict(re.findall(r"^([\w ]+): (.*)$", head.decode("ascii"), flags=re.MULTILINE))
+    assert fields["space"] == "left-posterior-superior"
+    types = {"short": "<i2", "unsigned char": "u1", "unsigned short": "<u2"}
+    sizes = [int(size) for size in fields["sizes"].split()]
+    raw = gzip.decompress(body) if fields["encoding"] == "gzip" else body
+    array = np.frombuffer(raw, dtype=types[fields["type"]]).reshape(sizes[::-1]).astype(np.int64)
+    matrix = np.eye(4)
+    for column, vector in enumerate(re.findall(r"\(([^)]*)\)", fields["space directions"])):
+        matrix[:3, column] = [float(part) for part in vector.split(",")]
+    matrix[:3, 3] = [float(part) for part in fields["space origin"].strip("()").split(",")]
+    return array, matrix
+
+
+def read_report(path: Path, target: Path) -> dict[str, Any]:
+    """V7: what dcmqi's tid1500reader makes of a report."""
+    done = _run(tool("tid1500reader"), "--inputDICOM", path, "--outputMetadata", target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+    return document
+
+
+def tags(*keywords: str) -> list[Tag]:
+    """Answers the tags of keywords."""
+    return [Tag(keyword) for keyword in keywords]
