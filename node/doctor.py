@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 from typing import TYPE_CHECKING, Final
 
 from node.errors import NodeError
@@ -63,11 +63,14 @@ def examine_node(config: "Config", echo: Echo) -> Iterator[Finding]:
 
 
 def _packages() -> Finding:
-    owners = packages_distributions().get("node", [])
-    if sorted(set(owners)) == ["radnode"]:
+    advice = "install radnode alone in a fresh virtual environment"
+    others = sorted(set(packages_distributions().get("node", [])) - {"radnode"})
+    if others:
+        return Finding("packages", Health.FAULT, f"{', '.join(others)} also installs files under `node`", advice)
+    try:
         return Finding("packages", Health.OK, f"radnode {version('radnode')} alone owns the import name `node`")
-    others = ", ".join(sorted(set(owners) - {"radnode"})) or "nobody: radnode is not installed"
-    return Finding("packages", Health.FAULT, f"the import name `node` belongs to {others}", "install radnode alone in a fresh virtual environment")
+    except PackageNotFoundError:
+        return Finding("packages", Health.FAULT, "radnode is not installed, it only lies here", advice)
 
 
 def _torch() -> Finding:
@@ -80,7 +83,7 @@ def _torch() -> Finding:
 
 
 def _decoders() -> Finding:
-    from pydicom.pixels.decoders import get_decoder
+    from pydicom.pixels.decoders.base import get_decoder
     from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
     wanted = (JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, RLELossless)
@@ -101,7 +104,9 @@ def _state_dir(config: "Config") -> Finding:
             os.fsync(probe.fileno())
             fsync_ms = (time.perf_counter() - started) * 1000
     except OSError as error:
-        return Finding("state_dir", Health.FAULT, f"{folder} cannot be written: {error.strerror}", "correct state_dir, or the owner of the folder")
+        return Finding(
+            "state_dir", Health.FAULT, f"{folder} cannot be written: {error.strerror}", "correct state_dir, or the owner of the folder"
+        )
     free_gib = shutil.disk_usage(folder).free / (1 << 30)
     text = f"{folder}: {free_gib:.0f} GiB free, a durable write takes {fsync_ms:.1f} ms"
     if free_gib < config.listener.refuse_below_free_gib:
@@ -112,13 +117,13 @@ def _state_dir(config: "Config") -> Finding:
 
 
 def _models(config: "Config") -> Iterator[Finding]:
-    from node.inference.weights import verify_weights
+    from node.inference.weights import require_weights
     from node.modelstore import find_card
 
     for name in dict.fromkeys(route.model for route in config.routes):
         try:
             card = find_card(config.node.models_dir, name)
-            verify_weights(config.node.models_dir / name, card)
+            require_weights(card, config.node.models_dir / name)
         except NodeError as error:
             yield Finding(f"model {name}", Health.FAULT, str(error), f"radnode model install {name}")
         else:
@@ -132,19 +137,28 @@ def _listener(config: "Config") -> Finding:
         try:
             probe.bind((host, port))
         except PermissionError:
-            return Finding("listener", Health.FAULT, f"port {port} needs a right to bind", "give CAP_NET_BIND_SERVICE (see radnode.service), or use 11112")
+            return Finding(
+                "listener",
+                Health.FAULT,
+                f"port {port} needs a right to bind",
+                "give CAP_NET_BIND_SERVICE (see radnode.service), or use 11112",
+            )
         except OSError as error:
             served = (config.node.state_dir / "run" / "listener.port").exists()
             if served:
                 return Finding("listener", Health.OK, f"{host}:{port} is in use, it seems by this very node")
-            return Finding("listener", Health.FAULT, f"{host}:{port} cannot be used: {error.strerror}", "stop what holds the port, or choose another")
+            return Finding(
+                "listener", Health.FAULT, f"{host}:{port} cannot be used: {error.strerror}", "stop what holds the port, or choose another"
+            )
     return Finding("listener", Health.OK, f"{host}:{port} is free")
 
 
 def _senders(config: "Config") -> Finding:
     senders = [peer.ae_title for peer in config.peers.values() if peer.may_send]
     if config.listener.accept_unlisted_peers:
-        return Finding("senders", Health.WARNING, "anybody may send images", "list the senders as peers and set accept_unlisted_peers = false")
+        return Finding(
+            "senders", Health.WARNING, "anybody may send images", "list the senders as peers and set accept_unlisted_peers = false"
+        )
     if not senders:
         return Finding("senders", Health.WARNING, "nobody may send images", "set may_send = true at a peer")
     return Finding("senders", Health.OK, f"images are taken from {', '.join(senders)}")
@@ -155,6 +169,10 @@ def _peers(config: "Config", echo: Echo) -> Iterator[Finding]:
         try:
             elapsed_s = echo(peer.host, peer.port, peer.ae_title, config.node.ae_title)
         except NodeError as error:
-            yield Finding(f"peer {name}", Health.FAULT, scrub_text(str(error)), f"check host, port and AE titles; then `radnode echo {name}`")
+            yield Finding(
+                f"peer {name}", Health.FAULT, scrub_text(str(error)), f"check host, port and AE titles; then `radnode echo {name}`"
+            )
         else:
-            yield Finding(f"peer {name}", Health.OK, f"{peer.ae_title} at {peer.host}:{peer.port} answers C-ECHO in {elapsed_s * 1000:.0f} ms")
+            yield Finding(
+                f"peer {name}", Health.OK, f"{peer.ae_title} at {peer.host}:{peer.port} answers C-ECHO in {elapsed_s * 1000:.0f} ms"
+            )

@@ -145,17 +145,19 @@ def encode(analysis: Analysis, context: EvidenceContext, folder: Path, watch: St
     return tuple(frozen)
 
 
-def illustrate(analysis: Analysis, folder: Path, stages: Mapping[str, float], evidence: Sequence[FrozenEvidence]) -> dict[str, Path]:
-    """Makes what a person looks at: the key image (when there is an image) and the page. Answers their paths."""
+def illustrate(
+    analysis: Analysis, evidence: Sequence[FrozenEvidence], context: EvidenceContext, folder: Path, stages: Mapping[str, float]
+) -> dict[str, Path]:
+    """Makes what a person looks at: the key image (when there is a volume) and the page. Answers their paths."""
     paths = {}
-    picture = b""
-    if analysis.volume is not None and analysis.result.label_map is not None:
+    picture = None
+    if analysis.volume is not None:
         picture = render_key_image(analysis.volume, analysis.result)
         paths["key_image"] = folder / "key_image.png"
         write_durably(paths["key_image"], picture)
-    uids = {item.role: str(item.dataset.SOPInstanceUID) for item in evidence}
     paths["page"] = folder / "report.html"
-    write_durably(paths["page"], render_page(analysis.result, picture, stages, uids).encode())
+    page = render_page(analysis.result, [item.dataset for item in evidence], picture, stages, context)
+    write_durably(paths["page"], page.encode())
     return paths
 
 
@@ -173,7 +175,7 @@ def run_offline(files: Sequence[Path], model: Model, context: EvidenceContext, o
     watch = Stopwatch(progress)
     analysis = analyse(files, model, watch)
     evidence = encode(analysis, context, output, watch)
-    paths = {item.role: item.path for item in evidence} | illustrate(analysis, output, watch.stages, evidence)
+    paths = {item.role: item.path for item in evidence} | illustrate(analysis, evidence, context, output, watch.stages)
     return OfflineResult(analysis.result, paths, watch.stages)
 
 

@@ -130,8 +130,9 @@ class Worker:
 
     def _conclude(self, job: JobRecord, analysis: Analysis, watch: Stopwatch) -> None:
         folder = self._config.node.state_dir / "results" / str(job.job_id) / str(job.run)
-        evidence = encode(analysis, self._context(job), folder, watch)
-        illustrate(analysis, folder, watch.stages, evidence)
+        context = self._context(job)
+        evidence = encode(analysis, context, folder, watch)
+        illustrate(analysis, evidence, context, folder, watch.stages)
         self._enter(job, Step.FREEZE, 0.0)
         result = analysis.result
         canceled = result.outcome in {Outcome.NOT_ATTEMPTED, Outcome.FAILED}

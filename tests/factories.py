@@ -27,12 +27,9 @@ from pydicom.uid import (
 
 from node.codes import IMPLEMENTATION_CLASS_UID
 from node.domain.identifiers import derive_uid
+from tests.scene import CENTRE_MM, Ellipsoid, Scene, Vector, make_scene
 
-Vector = tuple[float, float, float]
 Orientation = tuple[float, float, float, float, float, float]
-
-CENTRE_MM: Final[Vector] = (7.0, -12.0, 30.0)
-"""Where the middle of every synthetic stack lies in the patient."""
 
 ORIENTATIONS: Final[Mapping[str, Orientation]] = {
     "axial": (1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
@@ -42,60 +39,6 @@ ORIENTATIONS: Final[Mapping[str, Orientation]] = {
 }
 
 NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
-
-
-@dataclass(frozen=True, slots=True)
-class Ellipsoid:
-    """An ellipsoid along the patient's axes."""
-
-    centre_mm: Vector
-    semi_axes_mm: Vector
-
-    @property
-    def volume_mm3(self) -> float:
-        """The exact volume."""
-        return 4.0 / 3.0 * math.pi * math.prod(self.semi_axes_mm)
-
-    def contains(self, points_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Answers which of the points, shape (..., 3), lie inside."""
-        return np.asarray(self.depth_mm(points_mm) > 0)
-
-    def depth_mm(self, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Answers about how far inside (positive) or outside (negative) the surface points of shape (..., 3) lie."""
-        offset = (points_mm - np.asarray(self.centre_mm)) / np.asarray(self.semi_axes_mm)
-        radius = np.maximum(np.sqrt(np.sum(offset**2, axis=-1)), 1e-9)
-        slope = np.sqrt(np.sum((offset / np.asarray(self.semi_axes_mm)) ** 2, axis=-1)) / radius
-        return np.asarray((1.0 - radius) / np.maximum(slope, 1e-9))
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """What there is to see, and the value of each tissue in the units of the modality."""
-
-    body: Ellipsoid
-    organ: Ellipsoid
-    marker: Ellipsoid
-    air_value: float
-    body_value: float
-    organ_value: float
-    marker_value: float
-
-    @property
-    def organ_threshold(self) -> float:
-        """The value halfway between body and organ."""
-        return (self.body_value + self.organ_value) / 2
-
-    def values(self, points_mm: NDArray[np.float64], edge_mm: float) -> NDArray[np.float64]:
-        """Answers the values at points of shape (..., 3); edges are as soft as a voxel of `edge_mm` makes them."""
-        result = np.full(points_mm.shape[:-1], self.air_value)
-        for shape, value in (
-            (self.body, self.body_value),
-            (self.organ, self.organ_value),
-            (self.marker, self.marker_value),
-        ):
-            share = np.clip(0.5 + shape.depth_mm(points_mm) / edge_mm, 0.0, 1.0)
-            result += share * (value - result)
-        return result
 
 
 class SeriesOptions(TypedDict, total=False):
@@ -199,7 +142,7 @@ def make_ct_series(folder: Path, **options: Unpack[SeriesOptions]) -> SyntheticS
 def make_mr_series(folder: Path, **options: Unpack[SeriesOptions]) -> SyntheticSeries:
     """Writes an MR series of single-frame instances into `folder`."""
     plan = SeriesPlan(**options)
-    scene = _scene(plan.extent_mm, air=0.0, body=300.0, organ=900.0, marker=2000.0)
+    scene = make_scene(plan.extent_mm, air=0.0, body=300.0, organ=900.0, marker=2000.0)
     return _write_series(folder, plan, scene, _mr_image)
 
 
@@ -217,23 +160,6 @@ def make_enhanced_ct(folder: Path, **options: Unpack[SeriesOptions]) -> Syntheti
     path = folder / "enhanced.dcm"
     dataset.save_as(path, enforce_file_format=True)
     return _result(folder, (path,), plan, scene, [0])
-
-
-def _scene(extent_mm: float, *, air: float, body: float, organ: float, marker: float) -> Scene:
-    def ellipsoid(centre: Vector, semi_axes: Vector) -> Ellipsoid:
-        x, y, z = (c + share * extent_mm for c, share in zip(CENTRE_MM, centre, strict=True))
-        a, b, c = (share * extent_mm for share in semi_axes)
-        return Ellipsoid((x, y, z), (a, b, c))
-
-    return Scene(
-        body=ellipsoid((0.0, 0.0, 0.0), (0.48, 0.47, 0.46)),
-        organ=ellipsoid((0.16, 0.12, -0.10), (0.24, 0.18, 0.14)),
-        marker=ellipsoid((0.15, -0.22, 0.22), (0.06, 0.06, 0.06)),
-        air_value=air,
-        body_value=body,
-        organ_value=organ,
-        marker_value=marker,
-    )
 
 
 def _write_series(folder: Path, plan: SeriesPlan, scene: Scene, make_image: Callable[[SeriesPlan, Scene, int], Dataset]) -> SyntheticSeries:
@@ -274,7 +200,7 @@ def _sop_instance_uid(plan: SeriesPlan, index: int) -> str:
 
 def ct_scene(plan: SeriesPlan) -> Scene:
     """Answers what a synthetic CT of that plan shows, in HU."""
-    return _scene(plan.extent_mm, air=-1000.0, body=40.0, organ=250.0, marker=1000.0)
+    return make_scene(plan.extent_mm, air=-1000.0, body=40.0, organ=250.0, marker=1000.0)
 
 
 def slice_values(plan: SeriesPlan, scene: Scene, index: int) -> NDArray[np.float64]:

@@ -32,14 +32,14 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Answers the parser of the whole command line."""
-    parser = _Parser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="radnode",
         description="A DICOM AI node: studies come in, SEG and SR go back into the archive.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"radnode {__version__}")
-    verbs: Verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
+    verbs: Verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, parser_class=_Parser)
     for noun in _NOUNS:
         noun.register(verbs)
     return parser

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from node.config import Config
 
-Verbs = argparse._SubParsersAction  # type: ignore[type-arg] # noqa: SLF001 - argparse names the type of add_subparsers so
+    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - no public name for what add_subparsers answers
+else:
+    Verbs = argparse.Action
 
 CONFIG_PLACES: Final = (Path("node.toml"), Path("/etc/radnode/node.toml"))
 

@@ -1,11 +1,11 @@
 """`radnode config`: is the file right, and what does it amount to."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from node.cli.common import Verbs, add_config, add_json, config_path, print_json
+from node.cli.toml import to_toml
 from node.codes import ExitCode
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(table)
     else:
-        print("\n".join(_toml_lines(table, "")))
+        print(to_toml(table), end="")
     return ExitCode.OK
 
 
@@ -66,32 +66,3 @@ def _condition(condition: object) -> object:
     if isinstance(condition, tuple):
         return condition[0] if len(condition) == 1 else list(condition)
     return {key: bound for key in ("min", "max") if (bound := getattr(condition, key)) is not None}
-
-
-def _toml_lines(table: dict[str, Any], prefix: str) -> list[str]:
-    """Answers a table as TOML: plain keys first, then the tables below it."""
-    lines = [f"{_key(key)} = {_value(value)}" for key, value in table.items() if not _is_section(value)]
-    for key, value in table.items():
-        path = f"{prefix}{_key(key)}"
-        if isinstance(value, dict):
-            lines += ["", f"[{path}]", *_toml_lines(value, f"{path}.")]
-        elif _is_section(value):
-            for item in value:
-                lines += ["", f"[[{path}]]", *_toml_lines(item, f"{path}.")]
-    return lines
-
-
-def _is_section(value: object) -> bool:
-    if isinstance(value, dict):
-        return not set(value) <= {"min", "max"} or not value
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
-
-
-def _value(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_value(item)}" for key, item in value.items()) + " }"
-    return json.dumps(value, ensure_ascii=False)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.cli.common import Verbs, add_json, add_models_dir, log_to_stderr, models_dir, print_json, print_table, read_config
+from node.cli.common import Verbs, add_json, add_models_dir, log_to_stderr, models_dir, print_json, read_config
 from node.codes import ExitCode
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ def _explain(arguments: argparse.Namespace) -> int:
         print(f"study {study.study_instance_uid}")
         for series in study.series:
             print(f"\n  {_title(series)}")
-            rows = [
-                ("   ", "takes" if verdict.accepted else "refuses", verdict.rule, verdict.reason)
-                for verdict in decision.verdicts
-                if verdict.series_instance_uid == series.series_instance_uid
-            ]
-            print_table(("   ", "", "RULE", "WHY"), rows or [("   ", "refuses", "node", "no route is configured")], empty="")
+            print(f"  {series.series_instance_uid}")
+            verdicts = [verdict for verdict in decision.verdicts if verdict.series_instance_uid == series.series_instance_uid]
+            for verdict in verdicts:
+                print(f"    {'taken' if verdict.accepted else 'refused'} by {verdict.rule}: {verdict.reason}")
+            if not verdicts:
+                print("    refused by node: no route is configured")
     return ExitCode.OK
 
 

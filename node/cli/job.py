@@ -36,7 +36,16 @@ def _list(arguments: argparse.Namespace) -> int:
         print_json(jobs)
         return ExitCode.OK
     rows = [
-        (job.job_id, job.state, job.step or job.outcome, job.model, local_time(job.created_at), job.attempt, job.study_instance_uid, job.reason)
+        (
+            job.job_id,
+            job.state,
+            job.step or job.outcome,
+            job.model,
+            local_time(job.created_at),
+            job.attempt,
+            job.study_instance_uid,
+            job.reason,
+        )
         for job in jobs
     ]
     empty = "no jobs yet" if arguments.all else "no job waits or runs (ended ones: radnode job list --all)"

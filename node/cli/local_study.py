@@ -28,7 +28,9 @@ class LocalStudy:
 
 def dicom_files(folder: Path) -> list[Path]:
     """Answers all files below a folder but hidden ones and DICOMDIR."""
-    return sorted(path for path in existing_folder(folder).rglob("*") if path.is_file() and not path.name.startswith(".") and path.name != "DICOMDIR")
+    return sorted(
+        path for path in existing_folder(folder).rglob("*") if path.is_file() and not path.name.startswith(".") and path.name != "DICOMDIR"
+    )
 
 
 def read_studies(folder: Path) -> tuple[LocalStudy, ...]:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from node.cli.common import Verbs, add_json, add_models_dir, models_dir, print_json, print_table, say
 from node.codes import ExitCode
-from node.errors import ModelError
 
 if TYPE_CHECKING:
     from node.domain.modelcard import InputRequirement, ModelCard
@@ -21,7 +20,9 @@ def register(verbs: Verbs) -> None:
     verify = nouns.add_parser("verify", help="check the weights of a model, or of all, against their cards")
     show.add_argument("name", metavar="MODEL")
     install.add_argument("name", metavar="MODEL")
-    install.add_argument("--from", dest="source", type=Path, metavar="FILE", help="take the weights from this file or folder, without network")
+    install.add_argument(
+        "--from", dest="origin", type=Path, metavar="FILE", help="take the weights from this file or folder, without network"
+    )
     verify.add_argument("name", metavar="MODEL", nargs="?")
     for parser, act in ((listing, _list), (show, _show), (install, _install), (verify, _verify)):
         if parser is not install:
@@ -87,7 +88,9 @@ def _requirement(requirement: "InputRequirement") -> str:
         ("descriptions with", " or ".join(requirement.words)),
         ("descriptions without", " or ".join(requirement.without_words)),
     ]
-    parts += [(keyword, str(value) if not isinstance(value, tuple) else " or ".join(value)) for keyword, value in (requirement.when or {}).items()]
+    parts += [
+        (keyword, str(value) if not isinstance(value, tuple) else " or ".join(value)) for keyword, value in (requirement.when or {}).items()
+    ]
     return "; ".join(f"{name} {text}" for name, text in parts if text not in {"", "any", "anything"})
 
 
@@ -97,8 +100,8 @@ def _install(arguments: argparse.Namespace) -> int:
 
     folder = models_dir(arguments)
     card = find_card(folder, arguments.name)
-    install_weights(folder / card.name, card, source=arguments.source, progress=say)
-    say(f"{card.name} {card.version}: weights installed, sha256 as the card says")
+    install_weights(card, folder / card.name, origin=arguments.origin, progress=say)
+    say(f"{card.name} {card.version} is installed")
     return ExitCode.OK
 
 
@@ -108,15 +111,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     folder = models_dir(arguments)
     cards = [find_card(folder, arguments.name)] if arguments.name else list(load_cards(folder).values())
-    rows = []
-    for card in cards:
-        try:
-            verify_weights(folder / card.name, card)
-            rows.append((card.name, "ok", ""))
-        except ModelError as error:
-            rows.append((card.name, error.code, str(error)))
+    rows = [(card.name, state.file.file, state.fault or "ok") for card in cards for state in verify_weights(card, folder / card.name)]
     if arguments.json:
-        print_json([{"model": name, "state": state, "reason": reason} for name, state, reason in rows])
+        print_json([{"model": name, "file": file, "state": state} for name, file, state in rows])
     else:
-        print_table(("MODEL", "WEIGHTS", "REASON"), rows, empty=f"no models in {folder}")
-    return ExitCode.OK if all(state == "ok" for _, state, _ in rows) else ExitCode.FAILED
+        print_table(("MODEL", "FILE", "STATE"), rows, empty=f"no models in {folder}")
+    if all(state == "ok" for _, _, state in rows):
+        return ExitCode.OK
+    say("→ radnode model install MODEL")
+    return ExitCode.FAILED

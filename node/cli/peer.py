@@ -1,13 +1,27 @@
 """`radnode echo` and `radnode send`: does a peer answer, and does it take these images."""
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from node.cli.common import CONFIG_PLACES, ProgressLine, Verbs, add_config, add_json, log_to_stderr, print_json, read_config, say
+from node.cli.common import (
+    CONFIG_PLACES,
+    ProgressLine,
+    Verbs,
+    add_config,
+    add_json,
+    advice_for,
+    log_to_stderr,
+    print_json,
+    read_config,
+    say,
+)
 from node.codes import ExitCode
 from node.errors import UsageError
+
+if TYPE_CHECKING:
+    from node.delivery.sender import SendSummary
 
 DEFAULT_CALLING: str = "RADNODE"
 DEFAULT_CALLED: str = "ANY-SCP"
@@ -51,7 +65,9 @@ def address_of(arguments: argparse.Namespace) -> Address:
         calling = arguments.calling or (read_config(arguments).node.ae_title if configured else DEFAULT_CALLING)
         return Address(host.strip("[]"), int(port), arguments.called or DEFAULT_CALLED, calling)
     if not configured:
-        raise UsageError(f"{arguments.peer!r} is no HOST:PORT, and there is no configuration that could name it → give HOST:PORT or --config")
+        raise UsageError(
+            f"{arguments.peer!r} is no HOST:PORT, and there is no configuration that could name it → give HOST:PORT or --config"
+        )
     config = read_config(arguments)
     peer = config.peers.get(arguments.peer)
     if peer is None:
@@ -66,7 +82,45 @@ def _echo(arguments: argparse.Namespace) -> int:
     address = address_of(arguments)
     elapsed_s = echo(address.host, address.port, address.called, address.calling)
     if arguments.json:
-        print_json({"host": address.host, "port": address.port, "called": address.called, "calling": address.calling, "elapsed_s": elapsed_s})
+        print_json(
+            {"host": address.host, "port": address.port, "called": address.called, "calling": address.calling, "elapsed_s": elapsed_s}
+        )
     else:
         print(f"{address.called} at {address.host}:{address.port} answers {address.calling} in {elapsed_s * 1000:.0f} ms")
     return ExitCode.OK
+
+
+def _send(arguments: argparse.Namespace) -> int:
+    from node.delivery.sender import send_paths
+    from node.delivery.upper_layer import Peer
+
+    log_to_stderr("error")
+    missing = [str(path) for path in arguments.paths if not path.exists()]
+    if missing:
+        raise UsageError(f"there is no {', no '.join(missing)} → name folders or files with DICOM images")
+    address = address_of(arguments)
+    peer = Peer(address.host, address.port, address.called, address.calling)
+    line = ProgressLine()
+    try:
+        summary = send_paths(peer, arguments.paths, on_outcome=lambda _, done, total: line(f"sending to {address.called}", done / total))
+    finally:
+        line.close()
+    return _report(address, summary)
+
+
+def _report(address: Address, summary: "SendSummary") -> int:
+    """Prints how many files went which way; answers 0 only if every DICOM file was stored."""
+    if summary.skipped:
+        say(f"{len(summary.skipped)} files are no DICOM instances and were passed over")
+    if not summary.outcomes:
+        raise UsageError("there is nothing to send → name folders or files with DICOM images")
+    for status, count in summary.statuses.items():
+        print(f"{count} {status}")
+    if not summary.failed:
+        say(f"{summary.size_bytes / 1e6:.1f} MB in {summary.elapsed_s:.1f} s")
+        return ExitCode.OK
+    errors = [outcome.error for outcome in summary.failed if outcome.error is not None]
+    for text in dict.fromkeys(str(error) for error in errors):
+        say(f"radnode: {text}")
+    say(f"radnode: {len(errors)} files are not stored at {address.called} ({address.host}:{address.port}) → {advice_for(errors[0])}")
+    return errors[0].exit_code

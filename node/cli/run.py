@@ -6,7 +6,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.cli.common import ProgressLine, Verbs, add_json, add_models_dir, log_to_stderr, models_dir, print_json, print_stages, print_table, say
+from node.cli.common import (
+    ProgressLine,
+    Verbs,
+    add_json,
+    add_models_dir,
+    log_to_stderr,
+    models_dir,
+    print_json,
+    print_stages,
+    print_table,
+    say,
+)
 from node.codes import ExitCode
 
 if TYPE_CHECKING:
@@ -62,7 +73,8 @@ def _chosen_files(study: "LocalStudy", card: "ModelCard") -> tuple[Path, ...]:
     decision = study.decide([route], {card.name: card})
     if not decision.selections:
         reasons = "\n".join(
-            f"  series {one.representative.text('SeriesNumber') or '?'}: {decision.reason_for(one.series_instance_uid)}" for one in study.series
+            f"  series {one.representative.text('SeriesNumber') or '?'}: {decision.reason_for(one.series_instance_uid)}"
+            for one in study.series
         )
         raise OutsideIntendedUse(f"{card.name} accepts no series of this study:\n{reasons}")
     chosen = decision.selections[0].series_instance_uid

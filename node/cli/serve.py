@@ -7,7 +7,9 @@ from node.cli.common import Verbs, add_config, config_path
 
 def register(verbs: Verbs) -> None:
     """Adds the verb."""
-    parser = verbs.add_parser("serve", help="run the node: listener, workers, courier", description="Runs the node until SIGTERM or Ctrl-C.")
+    parser = verbs.add_parser(
+        "serve", help="run the node: listener, workers, courier", description="Runs the node until SIGTERM or Ctrl-C."
+    )
     add_config(parser)
     parser.set_defaults(act=_serve)
 

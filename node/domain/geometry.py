@@ -61,6 +61,9 @@ MAX_SLICES_GROWTH: Final = 4
 UNSPOKEN_TRAITS: Final = frozenset({"acquisition time"})
 """Traits whose values stay out of messages: dates and times belong to the patient."""
 
+VAGUE_TRAITS: Final = frozenset({"dimension index", "acquisition time", "acquisition number"})
+"""Traits worth a word only where no other differs."""
+
 GANTRY_TILT_RESAMPLED: Final = "GantryTiltResampled"
 UNEVEN_SPACING_RESAMPLED: Final = "UnevenSpacingResampled"
 SHIFTED_SLICES_RESAMPLED: Final = "ShiftedSlicesResampled"
@@ -268,14 +271,12 @@ def _difference(crowd: Sequence[ImagePlane]) -> str:
     for image in crowd:
         for trait, value in image.traits:
             values.setdefault(trait, set()).add(value)
-    differing = [
-        trait if trait in UNSPOKEN_TRAITS else f"{trait} ({', '.join(sorted(found)[:4])})"
-        for trait, found in values.items()
-        if len(found) > 1
-    ]
+    differing = [trait for trait, found in values.items() if len(found) > 1]
+    telling = [trait for trait in differing if trait not in VAGUE_TRAITS] or differing
     if not differing:
         return "Nothing in their headers tells them apart."
-    return f"They differ in {' and '.join(differing[:3])}: send one stack per series."
+    words = [trait if trait in UNSPOKEN_TRAITS else f"{trait} ({', '.join(sorted(values[trait])[:4])})" for trait in telling[:3]]
+    return f"They differ in {' and '.join(words)}: send one stack per series."
 
 
 # ── plans ───────────────────────────────────────────────────────────────────
@@ -349,7 +350,7 @@ def _covering_geometry(source: SourceGrid, spacing: Spacing, *, upright: bool) -
     columns = offsets @ source.row_cosine / source.column_spacing_mm
     origin = (
         positions[0]
-        + rows.min() * source.row_spacing_mm * source.column_cosine
+        + rows.max() * source.row_spacing_mm * source.column_cosine
         + columns.min() * source.column_spacing_mm * source.row_cosine
     )
     rows_needed = source.rows + math.ceil(float(np.ptp(rows)) - SIDEWAYS_TOLERANCE_PIXELS)

@@ -88,13 +88,25 @@ def classify_spacing(distances_mm: NDArray[np.float64]) -> Spacing:
     if _is_regular(distances_mm):
         return Regular(float(distances_mm[-1] - distances_mm[0]) / len(steps))
     zones = _zones(steps)
-    base = max(zones, key=lambda zone: zone.steps).spacing_mm if zones else float(steps.min())
-    gaps = _gaps_in_units_of(base, steps)
+    commonest = max(zones, key=lambda zone: zone.steps).spacing_mm if zones else float(steps.min())
+    if all(_alike(zone.spacing_mm, commonest) for zone in zones):
+        pattern = _missing_slices(distances_mm, commonest)
+        if pattern is not None:
+            return pattern
+    uneven = _uneven(steps, zones)
+    if uneven is not None:
+        return uneven
+    return _missing_slices(distances_mm, float(steps.min())) or Irregular(float(steps.min()), float(steps.max()))
+
+
+def _missing_slices(distances_mm: NDArray[np.float64], spacing: float) -> MissingSlicesPattern | None:
+    """Answers the pattern where every step is a whole multiple of `spacing` and no more slices are missing than there are."""
+    steps = np.diff(distances_mm)
+    gaps = _gaps_in_units_of(spacing, steps)
     missing = sum(gap.missing for gap in gaps)
-    if 0 < missing <= len(steps) and all(_alike(zone.spacing_mm, base) for zone in zones):
-        slots = len(steps) + missing
-        return MissingSlicesPattern(float(distances_mm[-1] - distances_mm[0]) / slots, gaps)
-    return _uneven(steps, zones) or Irregular(float(steps.min()), float(steps.max()))
+    if not 0 < missing <= len(distances_mm):
+        return None
+    return MissingSlicesPattern(float(distances_mm[-1] - distances_mm[0]) / (len(steps) + missing), gaps)
 
 
 def _uneven(steps: NDArray[np.float64], zones: Sequence[Zone]) -> Uneven | None:

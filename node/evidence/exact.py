@@ -16,10 +16,9 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
 from pydicom.tag import BaseTag, Tag
+from pydicom.valuerep import PersonName
 
-TEXT_VRS: Final = frozenset(
-    {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
-)
+TEXT_VRS: Final = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
 """Value representations whose bytes are the same in every transfer syntax."""
 
 CHARACTER_SET_VRS: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
@@ -75,11 +74,11 @@ def keep_bytes(dataset: Dataset) -> None:
 
 
 def _exact_element(source: Dataset, tag: BaseTag, character_set: CharacterSet) -> DataElement | RawDataElement:
-    element = source.get_item(tag)
+    element: DataElement | RawDataElement = source.get_item(tag)
     vr = dictionary_VR(tag) if dictionary_has_tag(tag) else element.VR
     if vr == "SQ":
         inherited = source.get("SpecificCharacterSet", character_set)
-        return DataElement(tag, "SQ", [exact_item(item, inherited) for item in source[tag].value or []])
+        return DataElement(tag, "SQ", [exact_item(item, inherited) for item in source[tag].value])
     if vr not in TEXT_VRS:
         return deepcopy(source[tag])
     value = element.value if isinstance(element, RawDataElement) else _encoded_value(element, source, character_set)
@@ -90,7 +89,9 @@ def _exact_element(source: Dataset, tag: BaseTag, character_set: CharacterSet) -
 
 
 def _encoded_value(element: DataElement, source: Dataset, character_set: CharacterSet) -> bytes:
-    """Answers the bytes of an element that someone has decoded before us."""
+    """Answers the bytes of an element that someone has decoded before us: of names the true ones, of texts equal letters."""
+    if isinstance(element.value, PersonName) and element.value.original_string:
+        return bytes(element.value.original_string)
     encodings = default_encoding
     if element.tag != _SPECIFIC_CHARACTER_SET:
         encodings = source.get("SpecificCharacterSet", character_set) or default_encoding
@@ -107,7 +108,7 @@ def fit_texts(dataset: Dataset, character_set: CharacterSet) -> None:
     Elements copied exactly stay as they are.
     """
     for tag in list(dataset.keys()):
-        element = dataset.get_item(tag)
+        element: DataElement | RawDataElement = dataset.get_item(tag)
         if isinstance(element, RawDataElement) or tag == _PER_FRAME_FUNCTIONAL_GROUPS:
             continue
         if element.VR == "SQ":

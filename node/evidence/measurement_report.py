@@ -5,11 +5,12 @@ that silence is never read as a negative. Then every structure of the model has 
 where it was found, with "Absent" where it was not. A model that failed or was not run says nothing about structures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from highdicom.sr import (
     AlgorithmIdentification,
+    CodedConcept,
     Comprehensive3DSR,
     DeviceObserverIdentifyingAttributes,
     FindingSite,
@@ -29,8 +30,7 @@ from highdicom.sr import (
 )
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code as PydicomCode
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from node.codes import (
     ABSENT,
@@ -58,7 +58,7 @@ from node.evidence.sop_common import (
     series_number,
 )
 
-_LANGUAGE: Final = PydicomCode("en-US", "RFC5646", "English (United States)")
+_LANGUAGE: Final = CodedConcept("en-US", "RFC5646", "English (United States)")
 _ENDINGS: Final = {
     Outcome.FOUND: ANALYSIS_SUCCEEDED,
     Outcome.NOTHING_FOUND: ANALYSIS_SUCCEEDED,
@@ -70,9 +70,7 @@ _NOT_VERIFIED: Final = "AI result, not verified by a person."
 Group = MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
 
 
-def encode_report(
-    result: Result, sources: Sequence[Dataset], segmentation: Dataset | None, context: EvidenceContext
-) -> Dataset:
+def encode_report(result: Result, sources: Sequence[Dataset], segmentation: Dataset | None, context: EvidenceContext) -> Dataset:
     """Answers the report of a result, whatever its outcome.
 
     `sources` are the headers of the images that were used, or for a study that was not analyzed those that came;
@@ -92,11 +90,11 @@ def encode_report(
         imaging_measurements=_groups(result, images, segmentation, context),
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(_LANGUAGE),
     )
-    evidence = [normalise_source(image) for image in images]
-    if segmentation is not None:
-        evidence.append(normalise_source(segmentation))
+    cited = [*images, segmentation] if segmentation is not None else images
+    stand_ins = [normalise_source(object_) for object_ in (images[0], *cited[len(images) :])]
+    stand_ins[0].SOPClassUID = SecondaryCaptureImageStorage  # highdicom knows no private class; `_cite` writes the true one
     made = Comprehensive3DSR(
-        evidence=evidence,
+        evidence=stand_ins,
         content=report[0],
         series_instance_uid=context.uid("sr", "series"),
         series_number=series_number(images[0], 2),
@@ -109,6 +107,7 @@ def encode_report(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **equipment(context),
     )
+    _cite(made, cited)
     _tell_procedure(made, images[0])
     _tell_completion(made, result)
     if requests := referenced_requests(images[0]):
@@ -124,7 +123,8 @@ def _used_images(result: Result, sources: Sequence[Dataset]) -> list[Dataset]:
         raise EvidenceError("a report needs the headers of its source images")
     if result.label_map is not None:
         return images_of_planes(sources, result.label_map.source)
-    return sorted(sources, key=lambda source: (str(source.SeriesInstanceUID), str(source.SOPInstanceUID)))
+    study = sources[0].StudyInstanceUID
+    return sorted(sources, key=lambda s: (s.StudyInstanceUID != study, str(s.SeriesInstanceUID), str(s.SOPInstanceUID)))
 
 
 def _observation_context(result: Result) -> ObservationContext:
@@ -146,9 +146,7 @@ def _observation_context(result: Result) -> ObservationContext:
 # ── measurement groups ──────────────────────────────────────────────────────
 
 
-def _groups(
-    result: Result, images: Sequence[Dataset], segmentation: Dataset | None, context: EvidenceContext
-) -> list[Group]:
+def _groups(result: Result, images: Sequence[Dataset], segmentation: Dataset | None, context: EvidenceContext) -> list[Group]:
     groups: list[Group] = [_ending_group(result, context)]
     if result.outcome not in {Outcome.FOUND, Outcome.NOTHING_FOUND}:
         return groups
@@ -206,9 +204,7 @@ def _found_group(
     )
 
 
-def _absent_group(
-    definition: SegmentDefinition, result: Result, context: EvidenceContext
-) -> MeasurementsAndQualitativeEvaluations:
+def _absent_group(definition: SegmentDefinition, result: Result, context: EvidenceContext) -> MeasurementsAndQualitativeEvaluations:
     """Answers a structure that was looked for and not found (TID 1501): never as a Finding, which would say the contrary."""
     group = MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(definition, result, context),
@@ -255,6 +251,34 @@ def _comment(group: MeasurementsAndQualitativeEvaluations, text: str) -> None:
 # ── header ──────────────────────────────────────────────────────────────────
 
 
+def _cite(made: Dataset, cited: Sequence[Dataset]) -> None:
+    """Lists every object that was used, those of other studies apart (PS3.3 C.17.2)."""
+    studies: dict[str, dict[str, list[Dataset]]] = {}
+    for object_ in cited:
+        instance = Dataset()
+        instance.ReferencedSOPClassUID = str(object_.SOPClassUID)
+        instance.ReferencedSOPInstanceUID = str(object_.SOPInstanceUID)
+        series = studies.setdefault(str(object_.StudyInstanceUID), {})
+        series.setdefault(str(object_.SeriesInstanceUID), []).append(instance)
+    items = {uid: _hierarchy(uid, series) for uid, series in studies.items()}
+    made.CurrentRequestedProcedureEvidenceSequence = [items.pop(made.StudyInstanceUID)]
+    if items:
+        made.PertinentOtherEvidenceSequence = list(items.values())
+
+
+def _hierarchy(study_instance_uid: str, instances_of_series: Mapping[str, Sequence[Dataset]]) -> Dataset:
+    """Answers an item of the Hierarchical SOP Instance Reference macro (PS3.3 Table C.17-3)."""
+    study = Dataset()
+    study.StudyInstanceUID = study_instance_uid
+    study.ReferencedSeriesSequence = []
+    for uid, instances in instances_of_series.items():
+        series = Dataset()
+        series.SeriesInstanceUID = uid
+        series.ReferencedSOPSequence = list(instances)
+        study.ReferencedSeriesSequence.append(series)
+    return study
+
+
 def _tell_procedure(made: Dataset, source: Dataset) -> None:
     """Puts the imaging procedure, not the algorithm, into Procedure Reported (IHE AIR 6.5.3.1)."""
     for item in made.ContentSequence:
@@ -271,11 +295,7 @@ def _tell_completion(made: Dataset, result: Result) -> None:
 
 
 def _predecessor(document: PredecessorDocument) -> Dataset:
-    instance, series, study = Dataset(), Dataset(), Dataset()
+    instance = Dataset()
     instance.ReferencedSOPClassUID = document.sop_class_uid
     instance.ReferencedSOPInstanceUID = document.sop_instance_uid
-    series.SeriesInstanceUID = document.series_instance_uid
-    series.ReferencedSOPSequence = [instance]
-    study.StudyInstanceUID = document.study_instance_uid
-    study.ReferencedSeriesSequence = [series]
-    return study
+    return _hierarchy(document.study_instance_uid, {document.series_instance_uid: [instance]})

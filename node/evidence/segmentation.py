@@ -4,13 +4,14 @@ Segments are the structures that were found, numbered from 1 in the order of the
 is no segment: an item without frames is drawn by some viewers as an empty outline, and the SR says "absent" in words.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 from highdicom.color import CIELabColor
 from highdicom.content import AlgorithmIdentificationSequence
-from highdicom.seg import Segmentation, SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
@@ -244,9 +245,7 @@ def _tell_losses(made: Dataset, images: Sequence[Dataset]) -> None:
 
 
 def _tell_body_part(made: Dataset, image: Dataset) -> None:
-    """States the body part, or that a side is not known: General Series wants one of them (PS3.3 C.7.3.1, Laterality 2C)."""
-    body_part = str(image.get("BodyPartExamined") or "").strip()
-    if body_part and body_part.isascii() and len(body_part) <= 16:
-        made.BodyPartExamined = body_part.upper()
-    else:
-        made.Laterality = ""
+    """States the body part, where it is a code string that a reader can take."""
+    body_part = str(image.get("BodyPartExamined") or "").strip().upper()
+    if re.fullmatch(r"[A-Z0-9_ ]{1,16}", body_part):
+        made.BodyPartExamined = body_part

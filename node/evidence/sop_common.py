@@ -2,13 +2,13 @@
 
 from datetime import datetime, timedelta, timezone
 from io import BytesIO
-from typing import Final
+from typing import Final, TypedDict
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filewriter import dcmwrite
-from pydicom.sr.coding import Code as PydicomCode
 from pydicom.sr.codedict import codes
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.sr.coding import Code as PydicomCode
+from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node import __version__
 from node.codes import (
@@ -33,14 +33,23 @@ _DEVICE: Final = (
 )  # fmt: skip
 
 
-def equipment(context: EvidenceContext) -> dict[str, str]:
-    """Answers the General Equipment of the node, as arguments for highdicom."""
-    return {
-        "manufacturer": MANUFACTURER,
-        "manufacturer_model_name": MANUFACTURER_MODEL_NAME,
-        "software_versions": __version__,
-        "device_serial_number": context.device_serial_number,
-    }
+class Equipment(TypedDict):
+    """General Equipment (PS3.3 C.7.5.1), in the words of highdicom."""
+
+    manufacturer: str
+    manufacturer_model_name: str
+    software_versions: str
+    device_serial_number: str
+
+
+def equipment(context: EvidenceContext) -> Equipment:
+    """Answers the equipment that makes the evidence: the node."""
+    return Equipment(
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER_MODEL_NAME,
+        software_versions=__version__,
+        device_serial_number=context.device_serial_number,
+    )
 
 
 def device_uid(result: Result) -> str:
@@ -173,7 +182,7 @@ def _file_meta(evidence: Dataset, context: EvidenceContext) -> FileMetaDataset:
     meta.MediaStorageSOPClassUID = evidence.SOPClassUID
     meta.MediaStorageSOPInstanceUID = evidence.SOPInstanceUID
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     meta.SourceApplicationEntityTitle = context.ae_title.strip()
     return meta

@@ -98,13 +98,13 @@ def locate_pixels(header: FileDataset, file: BinaryIO, path: Path, name: str) ->
     rows, columns, frames = integer(header, "Rows"), integer(header, "Columns"), integer(header, "NumberOfFrames") or 1
     bits_allocated = integer(header, "BitsAllocated")
     if not rows or not columns or not bits_allocated or frames < 1:
-        raise BrokenPixelData(f"{name} has no image: Rows, Columns or Bits Allocated is absent or malformed.")
+        raise BrokenPixelData(f"Rows, Columns or Bits Allocated is absent or malformed in {name}: there is no image.")
     photometric = text(header, "PhotometricInterpretation") or _MONOCHROME[1]
     if (integer(header, "SamplesPerPixel") or 1) != 1 or photometric not in _MONOCHROME:
-        raise NotAVolume(f"{name} is a colour picture ({photometric}), not measured values.")
+        raise NotAVolume(f"There is a colour picture ({photometric}) in {name}, no measured values.")
     pixel_representation = integer(header, "PixelRepresentation")
     if pixel_representation not in (0, 1):
-        raise BrokenPixelData(f"{name} lacks Pixel Representation: its values may be signed or unsigned.")
+        raise BrokenPixelData(f"Pixel Representation is absent in {name}: its values may be signed or unsigned.")
     bits_stored = integer(header, "BitsStored") or bits_allocated
     high_bit = integer(header, "HighBit")
     pixels = StoredPixels(
@@ -122,7 +122,9 @@ def locate_pixels(header: FileDataset, file: BinaryIO, path: Path, name: str) ->
         photometric_interpretation=photometric,
     )
     if not 0 < bits_stored <= pixels.high_bit + 1 <= bits_allocated:
-        raise BrokenPixelData(f"{name} contradicts itself: {bits_stored} bits stored, high bit {high_bit} of {bits_allocated} bits.")
+        raise BrokenPixelData(
+            f"The header of {name} contradicts itself: {bits_stored} bits stored, high bit {high_bit} of {bits_allocated} bits."
+        )
     if pixels.transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
         return pixels
     offset = _value_offset(file, pixels)
@@ -159,7 +161,7 @@ def modality_transform(dataset: Dataset, name: str) -> ModalityTransform | None:
         return None
     slope, intercept = decimal(dataset, "RescaleSlope"), decimal(dataset, "RescaleIntercept")
     if slope is None or intercept is None or slope == 0:
-        raise BrokenPixelData(f"{name}: Rescale Slope or Rescale Intercept is absent or malformed: the values have no known scale.")
+        raise BrokenPixelData(f"Rescale Slope or Rescale Intercept is absent or malformed in {name}: the values have no known scale.")
     return Rescale(slope, intercept)
 
 
@@ -176,10 +178,8 @@ def _transfer_syntax(header: FileDataset, name: str) -> UID:
     except NotImplementedError:
         decoder = None
     if decoder is None or not decoder.is_available:
-        raise UnsupportedTransferSyntax(
-            f"{name} is compressed as {uid.name if uid.name != uid else 'an unknown transfer syntax'} ({uid}): no decoder for it is "
-            "installed. Send the series uncompressed."
-        )
+        words = uid.name if uid.name != uid else "an unknown transfer syntax"
+        raise UnsupportedTransferSyntax(f"No decoder for {words} ({uid}), as in {name}, is installed. Send the series uncompressed.")
     return uid
 
 
@@ -189,23 +189,23 @@ def _value_offset(file: BinaryIO, pixels: StoredPixels) -> int:
     order = ">" if is_big else "<"
     head = file.read(12)
     if len(head) < 8 or struct.unpack_from(f"{order}HH", head) != _PIXEL_DATA:
-        raise BrokenPixelData(f"{pixels.name} has no pixel data.")
+        raise BrokenPixelData(f"There is no pixel data in {pixels.name}.")
     is_explicit = head[4:6] in (b"OW", b"OB", b"UN")
     if is_explicit and len(head) < 12:
-        raise BrokenPixelData(f"{pixels.name} ends inside its pixel data.")
+        raise BrokenPixelData(f"The pixel data of {pixels.name} is truncated.")
     (length,) = struct.unpack_from(f"{order}L", head, 8 if is_explicit else 4)
     offset = file.tell() - (0 if is_explicit else len(head) - 8)
     size = pixels.path.stat().st_size
     if pixels.transfer_syntax_uid.is_encapsulated:
         if length != _UNDEFINED_LENGTH or not _fragments_are_whole(file, size):
-            raise BrokenPixelData(f"{pixels.name} is truncated: its compressed pixel data does not end within the file.")
+            raise BrokenPixelData(f"The compressed pixel data of {pixels.name} is truncated: it does not end within the file.")
         return offset
     needed = pixels.frames * pixels.frame_bytes
     present = min(length, size - offset)
     if pixels.bits_allocated not in _NATIVE_BITS_ALLOCATED:
-        raise BrokenPixelData(f"{pixels.name} has {pixels.bits_allocated} bits per pixel: no image of a volume has.")
+        raise BrokenPixelData(f"The pixels of {pixels.name} have {pixels.bits_allocated} bits: no image of a volume has.")
     if present < needed:
-        raise BrokenPixelData(f"{pixels.name} is truncated: {present} of {needed} bytes of pixel data.")
+        raise BrokenPixelData(f"The pixel data of {pixels.name} is truncated: {present} of {needed} bytes.")
     return offset
 
 
@@ -232,14 +232,14 @@ def _native_frames(pixels: StoredPixels, indices: Sequence[int]) -> Iterator[NDA
             file.seek(pixels.offset + index * pixels.frame_bytes)
             data = file.read(pixels.frame_bytes)
             if len(data) != pixels.frame_bytes:
-                raise BrokenPixelData(f"{pixels.name}: the pixel data ended while it was read.")
+                raise BrokenPixelData(f"The pixel data of {pixels.name} ended while it was read.")
             yield np.frombuffer(data, pixels.dtype).reshape(pixels.rows, pixels.columns)
 
 
 def _inflated_frames(pixels: StoredPixels, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
     data = dcmread(pixels.path).get("PixelData") or b""
     if len(data) < pixels.frames * pixels.frame_bytes or pixels.bits_allocated not in _NATIVE_BITS_ALLOCATED:
-        raise BrokenPixelData(f"{pixels.name} is truncated: {len(data)} of {pixels.frames * pixels.frame_bytes} bytes of pixel data.")
+        raise BrokenPixelData(f"The pixel data of {pixels.name} is truncated: {len(data)} of {pixels.frames * pixels.frame_bytes} bytes.")
     for index in indices:
         values = np.frombuffer(data, pixels.dtype, pixels.rows * pixels.columns, index * pixels.frame_bytes)
         yield values.reshape(pixels.rows, pixels.columns)
@@ -268,7 +268,7 @@ def _decoded_frames(pixels: StoredPixels, indices: Sequence[int]) -> Iterator[ND
                 yield frame
         except (RuntimeError, ValueError, EOFError, NotImplementedError, struct.error) as error:
             raise BrokenPixelData(
-                f"{pixels.name}: the compressed pixel data ({pixels.transfer_syntax_uid.name}) cannot be decoded."
+                f"The compressed pixel data ({pixels.transfer_syntax_uid.name}) of {pixels.name} cannot be decoded."
             ) from error
 
 
@@ -286,7 +286,7 @@ def _jpeg_12bit_frames(pixels: StoredPixels, indices: Sequence[int]) -> Iterator
     reader.SetFileName(str(pixels.path))
     data = reader.GetImage().GetBuffer().encode("utf-8", "surrogateescape") if reader.Read() else b""
     if len(data) != pixels.frames * pixels.frame_bytes:
-        raise BrokenPixelData(f"{pixels.name}: the compressed pixel data ({pixels.transfer_syntax_uid.name}) cannot be decoded.")
+        raise BrokenPixelData(f"The compressed pixel data ({pixels.transfer_syntax_uid.name}) of {pixels.name} cannot be decoded.")
     values = np.frombuffer(data, pixels.dtype).reshape(pixels.frames, pixels.rows, pixels.columns)
     yield from (values[index] for index in indices)
 
@@ -308,8 +308,8 @@ def _lookup_table(dataset: Dataset, name: str) -> LookupTable:
         is_bytes = isinstance(data, bytes)
         table = np.frombuffer(data, "<u2").astype(np.float32) if is_bytes else np.asarray(data, dtype=np.float32)
     except (AttributeError, ValueError, TypeError) as error:
-        raise BrokenPixelData(f"{name}: the Modality LUT Sequence is malformed: the values have no known scale.") from error
+        raise BrokenPixelData(f"The Modality LUT Sequence of {name} is malformed: the values have no known scale.") from error
     count = count or 65536
     if len(table) < count:
-        raise BrokenPixelData(f"{name}: the Modality LUT Sequence is shorter than its descriptor says.")
+        raise BrokenPixelData(f"The Modality LUT Sequence of {name} is shorter than its descriptor says.")
     return LookupTable(first, table[:count])

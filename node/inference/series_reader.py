@@ -176,7 +176,7 @@ def _select(instances: Sequence[_Instance]) -> _Selection:
     for instance in instances:
         uid = instance.sop_instance_uid
         if not uid or not instance.sop_class_uid:
-            raise NotAVolume(f"{instance.pixels.name} lacks its SOP Class or SOP Instance UID: a result could not refer to it.")
+            raise NotAVolume(f"SOP Class UID or SOP Instance UID is absent in {instance.pixels.name}: a result could not refer to it.")
         unique.setdefault(uid, instance)
     chosen = [unique[uid] for uid in sorted(unique) if "LOCALIZER" not in texts(unique[uid].header, "ImageType")]
     selection = _Selection(chosen)
@@ -203,15 +203,17 @@ def _images(instance: _Instance) -> Iterator[_Image]:
     """Yields the images of an instance: itself, or its frames (PS3.3 C.7.6.16)."""
     header = instance.header
     if "MOSAIC" in texts(header, "ImageType"):
-        raise MissingGeometry(f"{instance.pixels.name} is a mosaic of many slices, whose places the header does not tell.")
+        raise MissingGeometry(f"There is a mosaic of many slices in {instance.pixels.name}, whose places the header does not tell.")
     per_frame = header.get("PerFrameFunctionalGroupsSequence")
     if not per_frame:
         if instance.pixels.frames > 1:
-            raise MissingGeometry(f"{instance.pixels.name} has {instance.pixels.frames} frames, but no header says where each lies.")
+            raise MissingGeometry(
+                f"There are {instance.pixels.frames} frames in {instance.pixels.name}, but no header says where each lies."
+            )
         yield _image(instance, (header, header, header), None, _traits([header]))
         return
     if len(per_frame) != instance.pixels.frames:
-        raise MissingGeometry(f"{instance.pixels.name} has {instance.pixels.frames} frames, but the geometry of {len(per_frame)}.")
+        raise MissingGeometry(f"There are {instance.pixels.frames} frames in {instance.pixels.name}, but the geometry of {len(per_frame)}.")
     shared = item(header, "SharedFunctionalGroupsSequence")
     for index, groups in enumerate(per_frame):
 

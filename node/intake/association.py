@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import socketserver
 import sqlite3
 import threading
 import time
@@ -13,6 +14,7 @@ import structlog
 from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.transport import ThreadedAssociationServer
 
 from node.codes import IMPLEMENTATION_CLASS_UID
 from node.config import Config
@@ -27,7 +29,8 @@ from node.intake.spool import Spool
 from node.journal import ReceivedJournal, open_database
 from node.network import IMPLEMENTATION_VERSION_NAME, Rejection, prepare_socket
 
-TICK_S: Final = 0.2
+TICK_S: Final = 0.1
+ACCEPT_POLL_S: Final = 0.1
 ACSE_TIMEOUT_S: Final = 30.0
 STOP_GRACE_S: Final = 1.0
 
@@ -65,6 +68,12 @@ class Tracked:
         return self.admitted and self.association.is_alive() and not (self.association.is_released or self.association.is_aborted)
 
 
+class _Server(ThreadedAssociationServer):
+    """Takes connections from a queue that is long enough for a burst of associations."""
+
+    request_queue_size = 64
+
+
 class StorageScp:
     """A storage and verification SCP on a port of this machine; what arrives goes to `accept`."""
 
@@ -99,15 +108,13 @@ class StorageScp:
             (evt.EVT_C_ECHO, on_c_echo),
         ]
         try:
-            server = entity.start_server(
-                (options.host, options.port), block=False, evt_handlers=handlers, contexts=supported_contexts()
+            self._server = entity.make_server(
+                (options.host, options.port), evt_handlers=handlers, contexts=supported_contexts(), server_class=_Server
             )
         except OSError as error:
             raise CannotListen(f"cannot listen on {options.host}:{options.port}: {error.strerror or error}") from error
-        if server is None:
-            raise CannotListen("pynetdicom gave no server")
-        self._server = server
-        return int(server.server_address[1])
+        threading.Thread(target=self._server.serve_forever, args=(ACCEPT_POLL_S,), name="listener", daemon=True).start()
+        return int(self._server.server_address[1])
 
     def _on_connection(self, event: evt.Event) -> None:
         """Prepares an association before its thread starts."""
@@ -160,7 +167,8 @@ class StorageScp:
 
     def stop(self) -> list[str]:
         """Closes the port and ends what is open; answers the associations that ended."""
-        self._server.shutdown()
+        socketserver.BaseServer.shutdown(self._server)
+        self._server.server_close()
         for tracked in list(self._tracked.values()):
             if tracked.association.is_established:
                 tracked.association.abort(block=False)

@@ -1,5 +1,6 @@
 """What the listener accepts: every storage SOP class, in every transfer syntax, and verification."""
 
+from functools import cache
 from typing import Final
 
 from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
@@ -26,6 +27,7 @@ TRANSFER_SYNTAXES: Final = tuple(
 offers several in one context; the retired JPEG processes cannot be decoded, but are kept and answered with a reason."""
 
 
+@cache
 def supported_contexts() -> "SharedContexts":
     """Answers what this node accepts: verification, and every storage SOP class in every transfer syntax."""
     classes = [context.abstract_syntax for context in AllStoragePresentationContexts]

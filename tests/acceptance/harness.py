@@ -24,7 +24,7 @@ models_dir = "{models_dir}"
 
 [listener]
 host = "127.0.0.1"
-port = 0
+port = {port}
 refuse_below_free_gib = 0.0
 
 [study_complete]
@@ -158,7 +158,7 @@ class RunningNode:
 def running_node(folder: Path, **settings: object) -> Iterator[RunningNode]:
     """A node with CONFIG, started; stopped at the end whatever happens."""
     folder.mkdir(parents=True, exist_ok=True)
-    defaults: dict[str, object] = {"quiet_s": 1.0, "archive_ae_title": "ARCHIVE", "archive_port": 104}
+    defaults: dict[str, object] = {"port": 0, "quiet_s": 1.0, "archive_ae_title": "ARCHIVE", "archive_port": 104}
     (folder / "node.toml").write_text(CONFIG.format(**{**defaults, **settings}))
     node = RunningNode(folder)
     node.start()
@@ -167,6 +167,22 @@ def running_node(folder: Path, **settings: object) -> Iterator[RunningNode]:
     finally:
         if not node.process_ended():
             node.kill()
+
+
+def pid_listening(port: int) -> int:
+    """The process that owns a listening port, by ss(8)."""
+    listing = subprocess.run(["ss", "-ltnpH", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+    return int(listing.partition("pid=")[2].partition(",")[0])
+
+
+@contextmanager
+def frozen_process(pid: int) -> Iterator[None]:
+    """Stops a process in its tracks (SIGSTOP) for a while: its connections stay open and answer nothing."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def wait_for(condition: Callable[[], T | None], timeout_s: float, what: str, log: Path | None = None) -> T:

@@ -4,12 +4,13 @@ import time
 from pathlib import Path
 
 import pytest
+from orthanc_api_client import OrthancApiClient
 from pydicom import dcmread
 
-from tests.acceptance.harness import RunningNode, running_node, send, wait_for
+from tests.acceptance.harness import RunningNode, frozen_process, pid_listening, running_node, send, wait_for
 from tests.bundles import make_bundle
 from tests.factories import SyntheticSeries, make_ct_series
-from tests.peers import OrthancPeer, orthanc
+from tests.peers import HOST, Orthanc, free_port, orthanc
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
@@ -29,40 +30,71 @@ def models_dir(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def results_in(archive: OrthancPeer) -> dict[str, int]:
+def client(archive: Orthanc) -> OrthancApiClient:
+    """Orthanc's REST interface by its own library."""
+    return OrthancApiClient(f"http://{HOST}:{archive.http_port}")
+
+
+def instances_of(archive: Orthanc, modality: str) -> list[str]:
+    """Orthanc's names of the instances of a modality."""
+    api = client(archive)
+    return [
+        instance
+        for series in api.series.get_all_ids()
+        if api.series.get_tags(series)["Modality"] == modality
+        for instance in api.series.get_instances_ids(series)
+    ]
+
+
+def results_in(archive: Orthanc) -> dict[str, int]:
     """How many SEG and SR the archive holds."""
-    return {modality: len(archive.instances(modality)) for modality in ("SEG", "SR")}
+    return {modality: len(instances_of(archive, modality)) for modality in ("SEG", "SR")}
 
 
-def settled(node: RunningNode, archive: OrthancPeer, seconds: float = 3.0) -> dict[str, int]:
+def settled(node: RunningNode, archive: Orthanc, seconds: float = 3.0) -> dict[str, int]:
     """What the archive holds after everything has been quiet for a while."""
-    wait_for(lambda: all(j.state in {"COMPLETED", "CANCELED"} for j in node.jobs()) and all(d.state == "STORED" for d in node.deliveries()), 90, "quiet", node.log)
+
+    def quiet() -> bool:
+        return all(job.state in {"COMPLETED", "CANCELED"} for job in node.jobs()) and all(d.state == "STORED" for d in node.deliveries())
+
+    wait_for(quiet, 90, "quiet", node.log)
     time.sleep(seconds)
     return results_in(archive)
 
 
 def test_orthanc_routes_a_study_and_gets_seg_and_sr_back(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
     """Identity equals the source's byte for byte; Orthanc sending our results back to us starts nothing."""
-    with orthanc(tmp_path / "orthanc") as archive, running_node(
-        tmp_path / "node", models_dir=models_dir, model="thresholds", archive_ae_title=archive.ae_title, archive_port=archive.dicom_port
-    ) as node:
-        archive.add_modality("radnode", "RADNODE", node.port)
-        study = archive.upload(ct.paths)
-        archive.send_study("radnode", study)
+    port = free_port()
+    with (
+        orthanc(tmp_path / "orthanc", modalities={"radnode": ("RADNODE", port)}) as archive,
+        running_node(
+            tmp_path / "node",
+            port=port,
+            models_dir=models_dir,
+            model="thresholds",
+            archive_ae_title=archive.ae_title,
+            archive_port=archive.dicom_port,
+        ) as node,
+    ):
+        api = client(archive)
+        api.upload_folder(str(ct.folder))
+        (study,) = api.studies.get_all_ids()
+        api.modalities.send("radnode", study)
         node.wait_for_deliveries(2)
         assert results_in(archive) == {"SEG": 1, "SR": 1}
         for modality in ("SEG", "SR"):
-            made = archive.download(archive.instances(modality)[0], tmp_path / f"{modality}.dcm")
+            made = tmp_path / f"{modality}.dcm"
+            made.write_bytes(api.instances.get_file(instances_of(archive, modality)[0]))
             assert_same_identity(made, ct.paths[0])
         # the whole study again, our results with it: the loop every naive node falls into
         for _ in range(2):
-            archive.send_study("radnode", study)
-            wait_for(lambda: not any(s.state == "RECEIVING" for s in node.series()), 30, "the decision", node.log)
+            api.modalities.send("radnode", study)
+            wait_for(lambda: all(series.state != "RECEIVING" for series in node.series()), 30, "the decision", node.log)
         assert settled(node, archive) == {"SEG": 1, "SR": 1}
         assert len(node.jobs()) == 1
-        own = [s for s in node.series() if s.state == "DECLINED"]
+        own = [series for series in node.series() if series.state == "DECLINED"]
         assert len(own) == 2
-        assert all("this node made it" in s.reason for s in own)
+        assert all("this node made it" in series.reason for series in own)
 
 
 IDENTITY = (
@@ -81,9 +113,12 @@ def assert_same_identity(made: Path, source: Path) -> None:
 
 def test_kill_9_of_the_worker_during_inference_leaves_exactly_one_result(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
     """The other steps: tests/faults/test_worker_kills.py."""
-    with orthanc(tmp_path / "orthanc") as archive, running_node(
-        tmp_path / "node", models_dir=models_dir, model="slow", archive_ae_title=archive.ae_title, archive_port=archive.dicom_port
-    ) as node:
+    with (
+        orthanc(tmp_path / "orthanc") as archive,
+        running_node(
+            tmp_path / "node", models_dir=models_dir, model="slow", archive_ae_title=archive.ae_title, archive_port=archive.dicom_port
+        ) as node,
+    ):
         send(ct.paths, node.port)
         wait_for(lambda: any(job.step == "infer" for job in node.jobs()), 60, "inference", node.log)
         node.kill_child("worker")
@@ -94,24 +129,29 @@ def test_kill_9_of_the_worker_during_inference_leaves_exactly_one_result(tmp_pat
 
 
 def test_kill_9_of_the_supervisor_during_delivery_leaves_exactly_one_result(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
-    """The archive is down at first, so the kill falls into the time of delivery; nothing of the node survives its supervisor."""
-    with orthanc(tmp_path / "orthanc") as archive, running_node(
-        tmp_path / "node", models_dir=models_dir, model="thresholds", archive_ae_title=archive.ae_title, archive_port=archive.dicom_port
-    ) as node:
-        archive.pause()
-        send(ct.paths, node.port)
-        wait_for(lambda: [d for d in node.deliveries() if d.attempts], 60, "the first attempt", node.log)
-        courier = node.child_pid("courier")
-        node.kill()
-        wait_for(lambda: not Path(f"/proc/{courier}").exists() or is_zombie(courier), 10, "the end of the courier")
-        archive.resume()
+    """The archive is frozen, so the kill falls between C-STORE request and response; no process survives its supervisor."""
+    with (
+        orthanc(tmp_path / "orthanc") as archive,
+        running_node(
+            tmp_path / "node", models_dir=models_dir, model="thresholds", archive_ae_title=archive.ae_title, archive_port=archive.dicom_port
+        ) as node,
+    ):
+        with frozen_process(pid_listening(archive.dicom_port)):
+            send(ct.paths, node.port)
+            wait_for(lambda: [d for d in node.deliveries() if d.attempts], 60, "the first attempt", node.log)
+            children = [node.child_pid(role) for role in ("listener", "dispatcher", "worker", "courier")]
+            node.kill()
+            wait_for(lambda: all(is_gone(pid) for pid in children), 10, "the end of all processes")
         node.start()
         node.wait_for_deliveries(2)
         assert settled(node, archive) == {"SEG": 1, "SR": 1}
 
 
-def is_zombie(pid: int) -> bool:
-    return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+def is_gone(pid: int) -> bool:
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
 
 
 def test_a_clean_stop_in_mid_inference_costs_no_attempt(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
@@ -155,7 +195,7 @@ def test_a_series_that_is_no_volume_is_told_not_silent(tmp_path: Path, models_di
 
 def test_a_study_that_kills_the_worker_ends_failed_and_the_queue_goes_on(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
     config = models_dir / "thresholds" / "configs" / "inference.json"
-    poison = config.read_text().replace('"$@network_def.to(@device)"', '"$__import__(\'os\').abort()"')
+    poison = config.read_text().replace('"$@network_def.to(@device)"', "\"$__import__('os').abort()\"")
     with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
         node.stop()
         config.write_text(poison)

@@ -189,7 +189,7 @@ def test_incomplete_input_makes_the_report_partial(tmp_path: Path) -> None:
     assert sr.CompletionFlag == "PARTIAL"
     assert sr.CompletionFlagDescription.startswith("One slice of 24 was missing")
     comments = [item.TextValue for item in _groups(sr)[0].ContentSequence if _name(item) == "121106"]
-    assert set(note.text for note in notes) <= set(comments)
+    assert {note.text for note in notes} <= set(comments)
     path = write(sr, tmp_path / "sr.dcm")
     assert iod_faults(path) == tree_faults(path) == []
 

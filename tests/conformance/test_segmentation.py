@@ -14,8 +14,8 @@ from tests.conformance.cases import GEOMETRIES, REGULAR, Case, make_case, write
 from tests.conformance.validators import (
     consistency_faults,
     decoded_segments,
-    iod_faults,
     instance_faults,
+    iod_faults,
     presence_faults,
 )
 

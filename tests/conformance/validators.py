@@ -26,6 +26,7 @@ TIMEOUT_S: Final = 240
 
 _DCIODVFY_FALSE: Final = re.compile(
     r"ContributingEquipmentSequence.*DeviceUID"  # in the standard since 2023, in Debian's tables not yet
+    r"|CodingSchemeDesignator.*Unrecognized defined term = <99"  # private schemes of the site or the model are legal
     r"|Unrecognized defined term = <QUANTITY>"
     r"|build DICOMDIR"
 )
@@ -150,9 +151,7 @@ def presence_faults(path: Path) -> list[str]:
     attributes = get_module_attribute_map()
     known = {a["keyword"] for module in modules for a in attributes[module["key"]] if not a["path"]}
     faults = [
-        f"{element.keyword} belongs to no module of the IOD"
-        for element in dataset
-        if element.keyword and element.keyword not in known
+        f"{element.keyword} belongs to no module of the IOD" for element in dataset if element.keyword and element.keyword not in known
     ]
     for module in modules:
         if module["usage"] != "M" or "functional-groups" in module["key"] or module["key"] == "sr-document-content":
@@ -198,9 +197,7 @@ class DecodedSegment:
 def decoded_segments(path: Path, folder: Path) -> list[DecodedSegment]:
     """V6: what dcmqi's segimage2itkimage makes of a SEG."""
     folder.mkdir(exist_ok=True)
-    done = _run(
-        tool("segimage2itkimage"), "--inputDICOM", path, "--outputDirectory", folder, "--prefix", "s", "--outputType", "nrrd"
-    )
+    done = _run(tool("segimage2itkimage"), "--inputDICOM", path, "--outputDirectory", folder, "--prefix", "s", "--outputType", "nrrd")
     assert done.returncode == 0, done.stdout + done.stderr
     meta = json.loads((folder / "s-meta.json").read_text(encoding="utf-8"))
     segments = []

@@ -95,7 +95,12 @@ def is_broad(handler: ast.ExceptHandler) -> bool:
 
 
 def test_no_bare_except(trees: dict[Path, ast.Module]) -> None:
-    bare = [place(path, node) for path, tree in trees.items() for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler) and not node.type]
+    bare = [
+        place(path, node)
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ExceptHandler) and not node.type
+    ]
     assert not bare
 
 

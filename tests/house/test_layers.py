@@ -30,5 +30,9 @@ def test_the_check_finds_a_broken_layer(tmp_path: Path) -> None:
 def test_every_module_of_the_package_stands_in_a_layer() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     layers = text[text.index("layers = [") : text.index("]\n", text.index("layers = ["))]
-    names = {path.stem if path.is_file() else path.name for path in (ROOT / "node").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    names = {
+        path.stem if path.is_file() else path.name
+        for path in (ROOT / "node").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert not [name for name in names - {"__init__"} if f"node.{name} " not in layers.replace('"', " ")]

@@ -14,7 +14,8 @@ from node.domain.geometry import ImagePlane, VolumePlan, order_planes, plan_volu
 from node.domain.spacing import classify_spacing
 from node.domain.volume import SourceGrid
 from node.inference.stack import sample_stack
-from tests.factories import Ellipsoid, SeriesPlan, ct_scene, slice_values
+from tests.factories import SeriesPlan, ct_scene, slice_values
+from tests.scene import Ellipsoid
 
 ORGAN_VOLUME_TOLERANCE = 0.04
 """Share of the true volume: linear interpolation between slices a third of the organ's radius apart."""

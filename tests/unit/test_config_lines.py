@@ -61,7 +61,9 @@ _VALUES = st.recursive(
     max_leaves=6,
 )
 _HEADERS = st.sampled_from(["[a]", "[ b . c ]", "[[d]]", "[d.e]", "[[d.f]]", '["g h"]', "# c", ""])
-_LINES = st.one_of(_HEADERS, st.tuples(st.sampled_from(["k", "l.m", '"n o"', " p "]), _VALUES).map(lambda pair: f"{pair[0]} = {pair[1]} # x"))
+_LINES = st.one_of(
+    _HEADERS, st.tuples(st.sampled_from(["k", "l.m", '"n o"', " p "]), _VALUES).map(lambda pair: f"{pair[0]} = {pair[1]} # x")
+)
 
 
 @given(st.lists(_LINES, max_size=8))

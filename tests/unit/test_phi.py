@@ -52,7 +52,7 @@ def ours() -> structlog.stdlib.BoundLogger:
 def raise_poisoned() -> None:
     local = PATIENT_ID  # the traceback must not print this
     try:
-        raise ValueError(f"cannot store {POISON} for {local.lower()[:0]}")
+        int(f"{POISON} for {local[:0]}")
     except ValueError as error:
         raise RuntimeError(str(dataset())) from error
 

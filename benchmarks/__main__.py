@@ -1,0 +1,27 @@
+"""`make bench`: how fast a study is received, beside the C++ listeners, and where a run spends its seconds."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import main_path, receiving
+
+
+def main() -> int:
+    """Runs the chosen measurements; answers 0."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--slices", type=int, default=200, help="CT slices of 512x512 a study (default 200)")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is printed (default 3)")
+    parser.add_argument("--only", choices=["receiving", "main-path"], help="one of the two alone")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="radnode-bench-") as folder:
+        if arguments.only != "main-path":
+            receiving.measure(Path(folder) / "receiving", slices=arguments.slices, rounds=arguments.rounds)
+        if arguments.only != "receiving":
+            main_path.measure(Path(folder) / "main-path")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""C-STORE and C-ECHO as service class user: the bytes on the disk go to the peer as they are, each file gets an answer."""
+
+import io
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Final, Self
+
+from pydicom import dcmread
+from pydicom.uid import UID
+from pynetdicom.dsutils import encode, split_dataset
+
+from node.codes import StoreStatus
+from node.delivery.upper_layer import (
+    DATA_SET_FOLLOWS,
+    MAX_CONTEXTS,
+    NO_DATA_SET,
+    Command,
+    CommandElement,
+    CommandField,
+    Context,
+    Peer,
+    RequestedAssociation,
+    Timeouts,
+)
+from node.domain.identifiers import is_usable_uid
+from node.errors import DeliveryError, PeerUnreachable, StoreOutOfResources, StoreRefused
+from node.network import NATIVE_TRANSFER_SYNTAXES
+
+_VERIFICATION: Final = "1.2.840.10008.1.1"
+_EXPLICIT, _IMPLICIT, _DEFLATED, _ = NATIVE_TRANSFER_SYNTAXES
+_MEDIUM_PRIORITY: Final = 0
+_LAST_MESSAGE_ID: Final = 0xFFFF
+ECHO_TIMEOUTS: Final = Timeouts(connect_s=5.0, answer_s=5.0)
+
+
+class OtherStatus(IntEnum):
+    """Further answers to a C-STORE request, of PS3.7 Annex C."""
+
+    PROCESSING_FAILURE = 0x0110
+    DUPLICATE_SOP_INSTANCE = 0x0111
+
+
+OUT_OF_RESOURCES: Final = range(0xA700, 0xA800)
+DATA_SET_MISMATCH: Final = range(0xA900, 0xAA00)
+WARNINGS: Final = range(0xB000, 0xC000)
+CANNOT_UNDERSTAND: Final = range(0xC000, 0xD000)
+GENERAL_FAILURES: Final = range(0x0100, 0x0300)
+"""Ranges of the answers to a C-STORE request (PS3.4 Table B.2-1, PS3.7 Annex C)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part10File:
+    """A DICOM file to send."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    offset: int
+    """Where the data set begins, behind the file meta information."""
+
+    @property
+    def contexts(self) -> tuple[Context, ...]:
+        """What to propose for the file, the best first: as it is; native data also in what every peer must take (PS3.5 10.1)."""
+        own = Context(self.sop_class_uid, self.transfer_syntax_uid)
+        if self.transfer_syntax_uid not in {_EXPLICIT, _IMPLICIT, _DEFLATED}:
+            return (own,)
+        return tuple(dict.fromkeys((own, Context(self.sop_class_uid, _EXPLICIT), Context(self.sop_class_uid, _IMPLICIT))))
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOutcome:
+    """What became of one file: stored when there is no `error`; `note` is the peer's warning."""
+
+    path: Path
+    sop_instance_uid: str
+    error: DeliveryError | None = None
+    note: str = ""
+
+    @property
+    def status(self) -> str:
+        """In one word, for summaries: `stored`, or the kind of the error."""
+        return "stored" if self.error is None else self.error.code
+
+
+def read_part10(path: Path) -> Part10File:
+    """Answers what a file says about itself.
+
+    Raises
+    ------
+    StoreRefused
+        When it is no DICOM file, or does not say what it is: it can never be sent.
+    """
+    try:
+        meta, offset = split_dataset(path)
+        wanted = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
+        sop_class_uid, sop_instance_uid, transfer_syntax_uid = (str(meta.get(keyword) or "") for keyword in wanted)
+    except OSError as error:
+        raise StoreRefused(f"the file cannot be read: {error.strerror or type(error).__name__}") from error
+    except Exception as error:  # pydicom raises whatever its parsers meet in a file that is no DICOM
+        raise StoreRefused(f"not a DICOM file ({type(error).__name__})") from error
+    if not (is_usable_uid(sop_class_uid) and is_usable_uid(sop_instance_uid) and is_usable_uid(transfer_syntax_uid)):
+        raise StoreRefused("the file meta information lacks a usable UID of SOP class, SOP instance or transfer syntax")
+    return Part10File(path, sop_class_uid, sop_instance_uid, transfer_syntax_uid, offset)
+
+
+def contexts_for(files: Iterable[Part10File]) -> tuple[Context, ...]:
+    """Answers the contexts to propose for files: those that they need, each once."""
+    return tuple(dict.fromkeys(context for file in files for context in file.contexts))
+
+
+def batches(files: Iterable[Part10File], largest: int = MAX_CONTEXTS) -> Iterable[tuple[Part10File, ...]]:
+    """Answers the files in order, cut where an association could not propose the contexts of one more."""
+    batch: list[Part10File] = []
+    needed: set[Context] = set()
+    for file in files:
+        if batch and len(needed.union(file.contexts)) > largest:
+            yield tuple(batch)
+            batch, needed = [], set()
+        batch.append(file)
+        needed.update(file.contexts)
+    if batch:
+        yield tuple(batch)
+
+
+class StoreScu:
+    """An association over which files are stored, one after the other. One object serves one thread."""
+
+    def __init__(self, peer: Peer, contexts: Sequence[Context], timeouts: Timeouts | None = None) -> None:
+        """Opens the association; raises the DeliveryError that says why there is none."""
+        self._association = RequestedAssociation(peer, contexts, timeouts or Timeouts())
+        self._peer = peer
+        self._message_id = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether another file can be stored."""
+        return self._association.is_open
+
+    def store(self, file: Part10File) -> str:
+        """Stores a file; answers the peer's warning, '' where there is none.
+
+        Raises
+        ------
+        StoreRefused
+            The peer does not want it: another attempt would end the same.
+        StoreOutOfResources
+            The peer cannot take it now.
+        PeerUnreachable
+            The peer did not answer: it may have stored the file or not. The association is over.
+        """
+        with ExitStack() as stack:
+            context, stream = self._choose(file, stack)
+            self._message_id = self._message_id % _LAST_MESSAGE_ID + 1
+            context_id = self._association.accepted[context]
+            self._association.send_command(context_id, _store_request(file, self._message_id))
+            self._association.send_data_set(context_id, stream)
+        answer = self._association.receive_response(CommandField.C_STORE_RSP, self._message_id)
+        return judge_status(answer)
+
+    def _choose(self, file: Part10File, stack: ExitStack) -> tuple[Context, BinaryIO]:
+        context = next((context for context in file.contexts if context in self._association.accepted), None)
+        if context is None:
+            syntax, sop_class = UID(file.transfer_syntax_uid).name, UID(file.sop_class_uid).name
+            raise StoreRefused(f"{self._peer} accepts no presentation context for {sop_class} in {syntax}")
+        if context.transfer_syntax_uid != file.transfer_syntax_uid:
+            return context, _reencoded(file, context.transfer_syntax_uid)
+        try:
+            stream = stack.enter_context(file.path.open("rb"))
+            stream.seek(file.offset)
+        except OSError as error:
+            raise StoreRefused(f"the file cannot be read: {error.strerror or type(error).__name__}") from error
+        return context, stream
+
+    def close(self) -> None:
+        """Releases the association."""
+        self._association.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        if kind is None:
+            self._association.release()
+        else:
+            self._association.abort()
+
+
+def judge_status(answer: Command) -> str:
+    """Answers the warning in a C-STORE response, '' for plain success; raises what a failure means (PS3.4 Table B.2-1)."""
+    status = answer.get(CommandElement.STATUS)
+    if not isinstance(status, int):
+        raise PeerUnreachable("the peer answered without a status")
+    comment = str(answer.get(CommandElement.ERROR_COMMENT, ""))
+    said = f"{status:04X}" + (f": {comment}" if comment else "")
+    if status == StoreStatus.SUCCESS:
+        return ""
+    if status == OtherStatus.DUPLICATE_SOP_INSTANCE:
+        return f"{said}: the peer had it already"
+    if status in WARNINGS:
+        return said
+    if status in OUT_OF_RESOURCES or status == OtherStatus.PROCESSING_FAILURE:
+        raise StoreOutOfResources(f"the peer answered {said}")
+    if any(status in refusal for refusal in (DATA_SET_MISMATCH, CANNOT_UNDERSTAND, GENERAL_FAILURES)):
+        raise StoreRefused(f"the peer answered {said}")
+    raise PeerUnreachable(f"the peer answered {said}, which is no status of C-STORE")
+
+
+def store_files(peer: Peer, files: Iterable[Part10File], timeouts: Timeouts | None = None) -> Iterable[StoreOutcome]:
+    """Sends files to a peer, and answers what became of each as it happens; never raises a DeliveryError.
+
+    When the association breaks, the file on its way has failed and the next ones go over a new one; when none can be had, all the
+    rest have failed.
+    """
+    for batch in batches(files):
+        waiting = list(batch)
+        while waiting:
+            try:
+                scu = StoreScu(peer, contexts_for(waiting), timeouts)
+            except DeliveryError as error:
+                yield from (StoreOutcome(file.path, file.sop_instance_uid, error) for file in waiting)
+                break
+            with scu:
+                while waiting and scu.is_open:
+                    yield _outcome(scu, waiting.pop(0))
+
+
+def _outcome(scu: StoreScu, file: Part10File) -> StoreOutcome:
+    try:
+        return StoreOutcome(file.path, file.sop_instance_uid, note=scu.store(file))
+    except DeliveryError as error:
+        return StoreOutcome(file.path, file.sop_instance_uid, error)
+
+
+def echo(host: str, port: int, called: str, calling: str) -> float:
+    """Asks a peer whether it is there; answers the seconds from the connection to the answer.
+
+    Raises
+    ------
+    DeliveryError
+        The leaf says why it is not there for us.
+    """
+    started = time.perf_counter()
+    peer = Peer(host, port, called, calling)
+    context = Context(_VERIFICATION, _IMPLICIT)
+    with RequestedAssociation(peer, [context], ECHO_TIMEOUTS) as association:
+        if context not in association.accepted:
+            raise StoreRefused(f"{peer} does not offer verification (C-ECHO)")
+        request: Command = {
+            CommandElement.AFFECTED_SOP_CLASS_UID: _VERIFICATION,
+            CommandElement.COMMAND_FIELD: CommandField.C_ECHO_RQ,
+            CommandElement.MESSAGE_ID: 1,
+            CommandElement.DATA_SET_TYPE: NO_DATA_SET,
+        }
+        association.send_command(association.accepted[context], request)
+        answer = association.receive_response(CommandField.C_ECHO_RSP, 1)
+        elapsed_s = time.perf_counter() - started
+    if answer.get(CommandElement.STATUS) != StoreStatus.SUCCESS:
+        raise StoreRefused(f"{peer} answered C-ECHO with status {answer.get(CommandElement.STATUS)}")
+    return elapsed_s
+
+
+def _store_request(file: Part10File, message_id: int) -> Command:
+    return {
+        CommandElement.AFFECTED_SOP_CLASS_UID: file.sop_class_uid,
+        CommandElement.COMMAND_FIELD: CommandField.C_STORE_RQ,
+        CommandElement.MESSAGE_ID: message_id,
+        CommandElement.PRIORITY: _MEDIUM_PRIORITY,
+        CommandElement.DATA_SET_TYPE: DATA_SET_FOLLOWS,
+        CommandElement.AFFECTED_SOP_INSTANCE_UID: file.sop_instance_uid,
+    }
+
+
+def _reencoded(file: Part10File, transfer_syntax_uid: str) -> BinaryIO:
+    """Answers the data set in another native transfer syntax, for a peer that does not take it as it is."""
+    syntax = UID(transfer_syntax_uid)
+    try:
+        encoded = encode(dcmread(file.path), syntax.is_implicit_VR, syntax.is_little_endian)
+    except Exception as error:  # pydicom raises whatever its parsers meet in a malformed file
+        raise StoreRefused(f"the file cannot be re-encoded in {syntax.name} ({type(error).__name__})") from error
+    if encoded is None:
+        raise StoreRefused(f"the file cannot be re-encoded in {syntax.name}")
+    return io.BytesIO(encoded)

@@ -1,0 +1,85 @@
+"""A bundle gives what its parts give, and is refused when it is not what it says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from node.errors import BundleInvalid, EngineError
+from node.inference.bundle import keep_largest_component, load_bundle
+from node.inference.restore import restore_labels
+from node.inference.series_reader import read_series
+from node.modelstore import load_card
+from tests.bundles import make_bundle
+from tests.factories import make_ct_series
+
+
+@pytest.mark.parametrize("orientation", ["axial", "coronal", "sagittal", "oblique"])
+@pytest.mark.parametrize("slow", [False, True])
+def test_labels_are_those_of_the_thresholds(tmp_path: Path, orientation: str, slow: bool) -> None:
+    """With a network that looks at one voxel, the labels are the thresholded source itself, whatever the orientation."""
+    folder = make_bundle(tmp_path / "models", slow=slow)
+    series = make_ct_series(tmp_path / "ct", orientation=orientation, slices=12, rows=32, columns=32)
+    volume = read_series(series.paths)
+    labels = restore_labels(load_bundle(folder, load_card(folder)).predict(volume), volume.source)
+    expected = (volume.voxels > 145).astype(np.uint8) + (volume.voxels > 625)
+    assert (labels != expected).mean() < 1e-4
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "configs" / "inference.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_pickle_under_the_name_of_safetensors_is_refused(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "models")
+    path = folder / "models" / "model.safetensors"
+    torch.save({"weight": torch.zeros(1)}, path)
+    import hashlib
+
+    card = folder / "card.toml"
+    old = load_card(folder).weights[0].sha256
+    card.write_text(card.read_text().replace(old, hashlib.sha256(path.read_bytes()).hexdigest()))
+    with pytest.raises(BundleInvalid, match="pickles are never loaded"):
+        load_bundle(folder, load_card(folder))
+
+
+def test_weights_that_do_not_fit_the_network_are_refused(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "models")
+    edit(folder, network_def={"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 4, "kernel_size": 1})
+    with pytest.raises(BundleInvalid, match="does not fit network_def"):
+        load_bundle(folder, load_card(folder))
+
+
+def test_an_unknown_postprocessing_is_refused_by_name(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "models")
+    edit(folder, postprocessing={"_target_": "Compose", "transforms": [{"_target_": "FillHolesd", "keys": "pred"}]})
+    with pytest.raises(BundleInvalid, match="FillHolesd"):
+        load_bundle(folder, load_card(folder))
+
+
+def test_a_broken_configuration_names_its_bundle(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "models")
+    edit(folder, network_def="$no_such_name()")
+    with pytest.raises(BundleInvalid, match="the bundle thresholds cannot be built"):
+        load_bundle(folder, load_card(folder))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_an_absent_device_says_what_to_do(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "models")
+    with pytest.raises(EngineError, match="torch sees no CUDA device"):
+        load_bundle(folder, load_card(folder), device="cuda:0")
+
+
+def test_only_the_largest_island_is_kept() -> None:
+    labels = np.zeros((4, 8, 8), dtype=np.uint8)
+    labels[1:3, 1:5, 1:5] = 1
+    labels[0, 7, 7] = 1
+    labels[3, 0, 0] = 2
+    kept = keep_largest_component(labels, 1)
+    assert (kept == 1).sum() == 32
+    assert kept[3, 0, 0] == 2
+    assert labels[0, 7, 7] == 1, "the input is left alone"
