@@ -1,10 +1,20 @@
 # One door to everything. `make` alone lists the targets. Needs python3 (3.11 or 3.12) with venv, and make; nothing else.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := orthanc dcmtk dicom3tools libpixelmed-java default-jre-headless invesalius-examples mricron-data
 PYTEST ?=
+# Where torch comes from; https://download.pytorch.org/whl/cpu has builds without CUDA, a tenth of the size.
+TORCH_INDEX ?=
+
+PIP   := $(BIN)/python -m pip --disable-pip-version-check
+# pip in words: what it fetches, and that it builds and installs.
+WORDS := sed -unE 's/^ *Downloading ([^ ]*\/)?([^/ ]+) \((.*)\)/  fetching \2 (\3)/p; s/^Processing (.*\/)?([^/]+\.whl)$$/  taking \2/p; \
+  s/^ *Building (wheel|editable) for ([^ ]+).*: started/  building \2/p; s/^Installing collected packages.*/  installing/p'
 
 .DEFAULT_GOAL := help
 .PHONY: help setup fmt lint type test unit check peers bench docs demo constraints clean
@@ -20,10 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 	  { echo 'radnode needs Python 3.11 or later → make PYTHON=/path/to/python3.12 setup'; exit 2; }
 	@test -x $(BIN)/python || { echo 'setup 1/3: making $(VENV)'; $(PYTHON) -m venv $(VENV) || \
 	  { echo 'no venv module → apt-get install python3-venv'; exit 2; }; }
-	@echo 'setup 2/3: fetching and installing torch and the other libraries (about 1 GB the first time: some minutes)'
-	@$(BIN)/python -m pip install --quiet --progress-bar off --disable-pip-version-check -c constraints.txt torch
-	@$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' \
-	  | sed -un 's/^Collecting \([^ ]*\).*/  fetching \1/p; s/^Installing collected packages.*/  installing/p'
+	@echo 'setup 2/3: fetching and installing torch and the other libraries (some minutes the first time)'
+	@$(PIP) install --progress-bar off -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch | $(WORDS)
+	@$(PIP) install --progress-bar off -c constraints.txt -e '.[dev]' | $(WORDS)
 	@$(BIN)/radnode --version >/dev/null
 	@touch $(STAMP)
 	@echo 'setup 3/3: done, $(BIN)/radnode is there'
@@ -50,16 +59,17 @@ unit: $(STAMP)  ## the fast tests only
 check: lint type unit  ## before a commit: lint, types, fast tests
 
 peers:  ## install the Debian programs that tests talk to (root only)
-	@sh scripts/install-peers.sh $(PEERS)
+	@sh scripts/install-packages.sh $(PEERS)
 
 bench: $(STAMP)  ## measure: seconds per stage on real studies
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH)
 
 docs: $(STAMP)  ## write the generated reference pages
 	$(BIN)/python scripts/write_docs.py
 
-demo: $(STAMP) demo-data  ## from C-STORE to SEG and SR on a real study
-	$(BIN)/radnode demo $(DEMO)
+demo: $(STAMP)  ## from C-STORE to SEG and SR on a real study
+	@$(if $(findstring --study,$(DEMO)),true,sh scripts/install-packages.sh invesalius-examples || true)
+	@$(BIN)/radnode demo $(DEMO)
 
 constraints: $(STAMP)  ## write down the versions that are installed now
 	@{ echo '# Every version that the tests ran with; `pip install -c constraints.txt`. Written by `make constraints`.'; \

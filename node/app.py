@@ -67,7 +67,8 @@ def serve(config_path: Path) -> int:
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = _take_lock(run_dir / "node.lock")
     try:
-        (run_dir / "listener.port").unlink(missing_ok=True)
+        for stale in (run_dir / "listener.port", *run_dir.glob("loading-*")):
+            stale.unlink(missing_ok=True)
         open_database(config.node.state_dir).close()
         roles: list[tuple[str, ...]] = [
             ("listener",),

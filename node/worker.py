@@ -54,12 +54,21 @@ class Worker:
         self._models: dict[str, Model] = {}
 
     def warm_up(self) -> None:
-        """Loads the models that the routes name, so that the first study does not wait; a model that fails is told, not fatal."""
+        """Loads the models that the routes name, so that the first study does not wait; a model that fails is told, not fatal.
+
+        A model whose loading killed the process before is left to its first job, which counts the attempts.
+        """
         for model in dict.fromkeys(route.model for route in self._config.routes):
+            marker = self._config.node.state_dir / "run" / f"loading-{model}"
+            if marker.exists():
+                log.error("model.kills_the_worker", model=model, marker=str(marker))
+                continue
+            marker.touch()
             try:
                 self._model(model)
             except NodeError as error:
                 log.warning("model.unavailable", model=model, reason=str(error))
+            marker.unlink()
 
     def work_once(self) -> bool:
         """Takes a job and brings it an attempt further; False when there was none."""

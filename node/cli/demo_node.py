@@ -168,7 +168,7 @@ class DemoNode:
     def _came_back(self, study_uid: str) -> dict[str, Path]:
         """Reads what the archive has of the study: it came by C-STORE from the node, nothing else writes there."""
         found: dict[str, Path] = {}
-        for path in sorted(self._archive_dir.rglob("*.dcm")):
+        for path in sorted(self._archive_dir.glob("[!.]*/*/*.dcm")):
             dataset = _read(path)
             if dataset is not None and dataset.get("StudyInstanceUID") == study_uid and dataset.get("Modality") in WANTED:
                 found[str(dataset.Modality)] = path
@@ -180,7 +180,8 @@ class DemoNode:
             stages = job_stages(journal, job.job_id)
             stored = [one.stored_at for one in list_deliveries(journal, job_id=job.job_id, all=True) if one.stored_at is not None]
         waited_s = max(0.0, job.created_at - job.last_instance_at)
-        queued = {"wait until quiet": waited_s}
+        queued_s = (job.ended_at or job.created_at) - job.created_at - sum(stages.values())
+        queued = {"wait until quiet": waited_s, "wait for worker": max(0.0, queued_s)}
         delivered = {"deliver": max(0.0, max(stored) - job.ended_at)} if stored and job.ended_at is not None else {}
         folder = self._state_dir / "results" / str(job.job_id) / str(job.run)
         beside = {"key image": folder / "key_image.png", "page": folder / "report.html"}

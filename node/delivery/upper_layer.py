@@ -236,6 +236,7 @@ class RequestedAssociation:
         while True:
             following = next(remaining, None)
             flags = kind | (_LAST if following is None else 0)
+            fragment += b"\x00" * (len(fragment) % 2)  # only a last one can be odd: of a deflated data set (PS3.5 A.5)
             head = struct.pack(">BBIIBB", PduType.DATA, 0, len(fragment) + 6, len(fragment) + 2, context_id, flags)
             self._send(head + fragment)
             if following is None:

@@ -350,7 +350,7 @@ def _covering_geometry(source: SourceGrid, spacing: Spacing, *, upright: bool) -
     columns = offsets @ source.row_cosine / source.column_spacing_mm
     origin = (
         positions[0]
-        + rows.max() * source.row_spacing_mm * source.column_cosine
+        + rows.min() * source.row_spacing_mm * source.column_cosine
         + columns.min() * source.column_spacing_mm * source.row_cosine
     )
     rows_needed = source.rows + math.ceil(float(np.ptp(rows)) - SIDEWAYS_TOLERANCE_PIXELS)

@@ -44,6 +44,14 @@ def copy_exactly(target: Dataset, source: Dataset, keyword: str) -> bool:
     return True
 
 
+def exact_bytes(source: Dataset, keyword: str) -> bytes | None:
+    """Answers the bytes that `copy_exactly` would copy; None where the element is absent or no text."""
+    tag = Tag(keyword)
+    if tag not in source or dictionary_VR(tag) not in TEXT_VRS:
+        return None
+    return bytes(_exact_element(source, tag, None).value or b"")
+
+
 def exact_item(item: Dataset, character_set: CharacterSet = None) -> Dataset:
     """Answers a copy of a sequence item whose texts are byte for byte those of `item`.
 

@@ -4,44 +4,56 @@ highdicom raises on what hospitals send every day (absent Accession Number, Pati
 with an empty first value). So it never sees the identity: it builds on a stand-in, and the true bytes are put in afterwards.
 """
 
+import re
 from typing import Final
 
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 from node.errors import EvidenceError
-from node.evidence.exact import copy_exactly, fit_texts, keep_bytes
+from node.evidence.exact import copy_exactly, exact_bytes, fit_texts, keep_bytes
 
-PATIENT: Final = (
-    "PatientName", "PatientID", "IssuerOfPatientID", "IssuerOfPatientIDQualifiersSequence", "TypeOfPatientID",
-    "PatientBirthDate", "PatientBirthTime", "PatientSex", "OtherPatientIDs", "OtherPatientIDsSequence", "OtherPatientNames",
-    "EthnicGroup", "EthnicGroupCodeSequence", "PatientComments", "QualityControlSubject", "PatientIdentityRemoved",
-    "DeidentificationMethod", "DeidentificationMethodCodeSequence",
-    "PatientSpeciesDescription", "PatientSpeciesCodeSequence", "PatientBreedDescription", "PatientBreedCodeSequence",
-    "BreedRegistrationSequence", "ResponsiblePerson", "ResponsiblePersonRole", "ResponsibleOrganization",
+IDENTITY: Final = (
+    "PatientName", "PatientID", "IssuerOfPatientID", "OtherPatientIDs", "OtherPatientNames",
+    "PatientBirthDate", "PatientBirthTime", "PatientSex",
+    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "StudyDescription", "ReferringPhysicianName",
+    "TimezoneOffsetFromUTC", "InstitutionName",
+)  # fmt: skip
+"""Whose patient and which study: copied byte for byte, right or wrong (PS3.3 C.7.1.1, C.7.2.1)."""
+
+DESCRIPTION: Final = (
+    "IssuerOfPatientIDQualifiersSequence", "TypeOfPatientID", "OtherPatientIDsSequence", "EthnicGroup",
+    "EthnicGroupCodeSequence", "PatientComments", "QualityControlSubject", "PatientIdentityRemoved", "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence", "PatientSpeciesDescription", "PatientSpeciesCodeSequence",
+    "PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence", "ResponsiblePerson",
+    "ResponsiblePersonRole", "ResponsibleOrganization",
     "ClinicalTrialSponsorName", "ClinicalTrialProtocolID", "ClinicalTrialProtocolName", "ClinicalTrialSiteID",
     "ClinicalTrialSiteName", "ClinicalTrialSubjectID", "ClinicalTrialSubjectReadingID",
-)  # fmt: skip
-"""Patient and Clinical Trial Subject modules (PS3.3 C.7.1.1, C.7.1.3)."""
-
-STUDY: Final = (
-    "StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "IssuerOfAccessionNumberSequence",
-    "StudyDescription", "ReferringPhysicianName", "ReferringPhysicianIdentificationSequence", "ConsultingPhysicianName",
+    "ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription",
+    "IssuerOfAccessionNumberSequence", "ReferringPhysicianIdentificationSequence", "ConsultingPhysicianName",
     "PhysiciansOfRecord", "PhysiciansOfRecordIdentificationSequence", "NameOfPhysiciansReadingStudy",
-    "ReferencedStudySequence", "ProcedureCodeSequence", "RequestingService", "ReasonForPerformedProcedureCodeSequence",
+    "ReferencedStudySequence", "ProcedureCodeSequence", "ReasonForPerformedProcedureCodeSequence",
     "AdmittingDiagnosesDescription", "AdmittingDiagnosesCodeSequence", "PatientAge", "PatientSize", "PatientWeight",
     "Occupation", "AdditionalPatientHistory", "AdmissionID", "IssuerOfAdmissionIDSequence", "PatientSexNeutered",
-    "PregnancyStatus", "ClinicalTrialTimePointID", "ClinicalTrialTimePointDescription",
+    "PregnancyStatus",
 )  # fmt: skip
-"""General Study, Patient Study and Clinical Trial Study modules (PS3.3 C.7.2)."""
-
-INSTITUTION: Final = ("InstitutionName", "TimezoneOffsetFromUTC")
+"""More of the Patient, Study and Clinical Trial modules: copied byte for byte where the value is well formed, else left out."""
 
 TYPE_2: Final = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
     "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 """Stay in the evidence, empty, where the source has none."""
+
+_FORMS: Final = {
+    "AS": rb"\d{3}[DWMY]",
+    "CS": rb"[A-Z0-9_ ]{1,16}",
+    "DS": rb"(?=.{1,16}$)[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?",
+    "LO": rb".{1,64}",
+    "SH": rb".{1,16}",
+}
+"""What a value of a Value Representation looks like (PS3.5 Table 6.2-1)."""
 
 _LOSSY_TRANSFER_SYNTAXES: Final = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
 
@@ -70,19 +82,21 @@ def normalise_source(dataset: Dataset) -> Dataset:
 def restore_identity(evidence: Dataset, source: Dataset) -> None:
     """Gives `evidence`, in place, the patient and study identity of `source`, byte for byte, with its character set.
 
-    Texts of ours that this character set cannot express are fitted to it. Of sequences only whole ones are copied.
+    Texts of ours that this character set cannot express are fitted to it. Of the rest what is well formed.
     """
     character_set = source.get("SpecificCharacterSet")
-    for keyword in ("SpecificCharacterSet", *PATIENT, *STUDY, *INSTITUTION):
+    for keyword in ("SpecificCharacterSet", *IDENTITY, *DESCRIPTION):
         if keyword in evidence:
             delattr(evidence, keyword)
     fit_texts(evidence, character_set)
-    copy_exactly(evidence, source, "SpecificCharacterSet")
-    for keyword in (*PATIENT, *STUDY, *INSTITUTION):
-        if keyword.endswith("Sequence") and not _is_whole(source, keyword):
-            continue
-        if not copy_exactly(evidence, source, keyword) and keyword in TYPE_2:
+    for keyword in ("SpecificCharacterSet", *IDENTITY):
+        copy_exactly(evidence, source, keyword)
+    for keyword in TYPE_2:
+        if keyword not in evidence:
             setattr(evidence, keyword, None)
+    for keyword in DESCRIPTION:
+        if keyword in source and _is_well_formed(source, keyword):
+            copy_exactly(evidence, source, keyword)
     keep_bytes(evidence)
 
 
@@ -92,14 +106,17 @@ def is_usable_code(item: Dataset) -> bool:
     return all(0 < len(str(item.get(keyword) or "")) <= limit for keyword, limit in limits)
 
 
-def _is_whole(source: Dataset, keyword: str) -> bool:
-    """Answers whether a sequence can be copied: half codes and half references would make the evidence invalid."""
-    items = source.get(keyword) or []
-    if keyword.endswith("CodeSequence"):
-        return all(is_usable_code(item) for item in items)
+def _is_well_formed(source: Dataset, keyword: str) -> bool:
+    """Answers whether a value can be copied: one that is empty, malformed or half a code would make the evidence invalid."""
     if keyword == "ReferencedStudySequence":
-        return all(item.get("ReferencedSOPClassUID") and item.get("ReferencedSOPInstanceUID") for item in items)
-    return True
+        return all(item.get("ReferencedSOPClassUID") and item.get("ReferencedSOPInstanceUID") for item in source[keyword].value)
+    if keyword.endswith("CodeSequence"):
+        return all(is_usable_code(item) for item in source[keyword].value)
+    raw = exact_bytes(source, keyword)
+    if raw is None:
+        return not source[keyword].is_empty
+    pattern = _FORMS.get(dictionary_VR(keyword), rb".+")
+    return all(re.fullmatch(pattern, value.strip(b" \0"), re.DOTALL) for value in raw.split(b"\\"))
 
 
 def is_lossy(dataset: Dataset) -> bool:

@@ -67,10 +67,10 @@ def telling_point_mm(label_map: LabelMap | None, box: Box) -> NDArray[np.float64
     """Answers the point whose three planes show most: every structure counts alike, at its largest cut the most."""
     if label_map is None or not label_map.labels.any():
         return box.center_mm
-    indices = np.argwhere(label_map.labels)
-    step = max(1, len(indices) // _SAMPLES_TO_FIND_A_PLANE)
-    indices = indices[::step]
-    labels = label_map.labels[tuple(indices.T)]
+    flat = np.flatnonzero(label_map.labels)
+    flat = flat[:: max(1, len(flat) // _SAMPLES_TO_FIND_A_PLANE)]
+    labels = label_map.labels.reshape(-1)[flat]
+    indices = np.stack(np.unravel_index(flat, label_map.labels.shape), axis=-1)
     points = _points_of(label_map.source, indices)
     return np.array([_telling_position_mm(points[:, axis], labels) for axis in range(3)])
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.tag import Tag
 
 from node.codes import UCUM_HOUNSFIELD, UCUM_NO_UNITS, Code
 from node.domain.geometry import ImagePlane, order_planes, plan_volume
@@ -53,6 +54,8 @@ _TRAITS: Final[Mapping[str, str]] = {
     "DimensionIndexValues": "dimension index",
 }
 """What may tell apart images at one place, the telling ones first."""
+
+_TRAIT_TAGS: Final = {Tag(keyword): (keyword, words) for keyword, words in _TRAITS.items()}
 
 _FUNCTIONAL_GROUPS_WITH_TRAITS: Final = (
     "FrameContentSequence",
@@ -255,9 +258,10 @@ def _image(
 
 def _traits(datasets: Sequence[Dataset]) -> tuple[tuple[str, str], ...]:
     found: dict[str, str] = {}
-    for keyword, words in _TRAITS.items():
-        for dataset in datasets:
-            values = texts(dataset, keyword)
+    present = [(dataset, dataset.keys()) for dataset in datasets]
+    for tag, (keyword, words) in _TRAIT_TAGS.items():
+        for dataset, tags in present:
+            values = texts(dataset, keyword) if tag in tags else ()
             if values:
                 found.setdefault(words, "\\".join(values))
     return tuple(found.items())

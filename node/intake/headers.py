@@ -12,8 +12,9 @@ from typing import Final
 from pydicom import dcmread
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
 from node.domain.identifiers import is_usable_uid
@@ -27,8 +28,8 @@ _NUMERIC: Final = frozenset({"DS", "IS", "US", "SS", "UL", "SL", "UV", "SV", "FL
 _TEXTUAL: Final = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
 
 MALFORMED: Final = (
-    ValueError, TypeError, LookupError, AttributeError, NotImplementedError, ArithmeticError, EOFError, OSError, RecursionError,
-    struct.error, zlib.error,
+    ValueError, TypeError, LookupError, AttributeError, NotImplementedError, ArithmeticError, EOFError, OSError,
+    RuntimeError, AssertionError, struct.error, zlib.error, BytesLengthException, InvalidDicomError,
 )  # fmt: skip
 """What pydicom's parsers raise when they meet what is no DICOM."""
 
@@ -53,7 +54,7 @@ def read_header(path: Path) -> InstanceHeader:
         warnings.simplefilter("ignore")
         try:
             dataset = dcmread(path, stop_before_pixels=True)
-        except (InvalidDicomError, *MALFORMED) as error:
+        except MALFORMED as error:
             raise CannotUnderstand(f"not a DICOM file ({type(error).__name__})") from error
         attributes = dict(_plain_elements(dataset))
         first_frame = _first_frame(dataset)
@@ -119,7 +120,7 @@ def _first_frame(dataset: Dataset) -> dict[str, tuple[Value, ...]] | None:
 def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
     try:
         value = dataset.get(keyword)
-        return list(value) if value else []
+        return list(value) if isinstance(value, Sequence) else []
     except MALFORMED:
         return []
 
@@ -132,10 +133,10 @@ def _plain_elements(dataset: Dataset) -> Iterator[tuple[str, tuple[Value, ...]]]
 
 
 def _values(dataset: Dataset, tag: BaseTag) -> tuple[Value, ...]:
-    raw = dataset.get_item(tag).value
-    if isinstance(raw, bytes) and len(raw) > LONGEST_VALUE_BYTES:
-        return ()
     try:
+        raw = dataset.get_item(tag).value
+        if isinstance(raw, bytes) and len(raw) > LONGEST_VALUE_BYTES:
+            return ()
         element = dataset[tag]
         several = element.value if isinstance(element.value, MultiValue | list) else [element.value]
         if element.VR in _NUMERIC:

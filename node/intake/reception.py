@@ -161,15 +161,18 @@ def _read_needed(incoming: IncomingFile, transfer_syntax_uid: str, *, stop_after
             return read_dataset(
                 data_set, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=is_behind, specific_tags=list(_NEEDED)
             )
+    except OSError as error:
+        raise OutOfResources(f"the spool cannot be read: {error.strerror}") from error
     except MALFORMED as error:
         raise CannotUnderstand(f"no data set of {syntax.name} ({type(error).__name__})") from error
 
 
 def _text(dataset: Dataset, tag: BaseTag) -> str:
     """Answers the value of a UID element without converting it: pydicom would warn of what we judge ourselves."""
-    if tag not in dataset:
+    try:
+        value = dataset.get_item(tag).value
+    except MALFORMED:  # a KeyError where it is absent
         return ""
-    value = dataset.get_item(tag).value
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")
     return str(value).strip("\x00 ")

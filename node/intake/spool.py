@@ -77,8 +77,7 @@ class IncomingFile:
         self._stream: BinaryIO | None = None
         if fault is None:
             try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, KEPT_MODE)
-                self._stream = os.fdopen(descriptor, "w+b", buffering=BUFFER_BYTES)
+                self._stream = open(path, "xb", buffering=BUFFER_BYTES, opener=_open_kept)  # noqa: SIM115 - it lives as long as the transfer
                 self._stream.write(head)
             except OSError as error:
                 self._fail(error)
@@ -202,6 +201,10 @@ class Spool:
         finally:
             incoming.discard()
         return KeptFile(sha256, path, incoming.size_bytes)
+
+
+def _open_kept(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, KEPT_MODE)
 
 
 def _out_of_resources(error: OSError) -> OutOfResources:

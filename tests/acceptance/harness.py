@@ -24,7 +24,7 @@ models_dir = "{models_dir}"
 
 [listener]
 host = "127.0.0.1"
-port = {port}
+port = 0
 refuse_below_free_gib = 0.0
 
 [study_complete]
@@ -158,7 +158,7 @@ class RunningNode:
 def running_node(folder: Path, **settings: object) -> Iterator[RunningNode]:
     """A node with CONFIG, started; stopped at the end whatever happens."""
     folder.mkdir(parents=True, exist_ok=True)
-    defaults: dict[str, object] = {"port": 0, "quiet_s": 1.0, "archive_ae_title": "ARCHIVE", "archive_port": 104}
+    defaults: dict[str, object] = {"quiet_s": 1.0, "archive_ae_title": "ARCHIVE", "archive_port": 104}
     (folder / "node.toml").write_text(CONFIG.format(**{**defaults, **settings}))
     node = RunningNode(folder)
     node.start()
@@ -173,6 +173,12 @@ def pid_listening(port: int) -> int:
     """The process that owns a listening port, by ss(8)."""
     listing = subprocess.run(["ss", "-ltnpH", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
     return int(listing.partition("pid=")[2].partition(",")[0])
+
+
+def has_connection_to(port: int) -> bool:
+    """Whether somebody on this machine is connected to a port, by ss(8)."""
+    listing = subprocess.run(["ss", "-tnH", "state", "established", f"dport = :{port}"], capture_output=True, text=True, check=True).stdout
+    return bool(listing.strip())
 
 
 @contextmanager

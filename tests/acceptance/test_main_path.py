@@ -1,5 +1,6 @@
 """Study in, SEG and SR back in the archive: through restarts, kills, late slices and loops."""
 
+import json
 import time
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import pytest
 from orthanc_api_client import OrthancApiClient
 from pydicom import dcmread
 
-from tests.acceptance.harness import RunningNode, frozen_process, pid_listening, running_node, send, wait_for
+from tests.acceptance.harness import RunningNode, frozen_process, has_connection_to, pid_listening, running_node, send, wait_for
 from tests.bundles import make_bundle
 from tests.factories import SyntheticSeries, make_ct_series
-from tests.peers import HOST, Orthanc, free_port, orthanc
+from tests.peers import HOST, OrthancPeer, orthanc
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
@@ -30,12 +31,12 @@ def models_dir(tmp_path: Path) -> Path:
     return tmp_path / "models"
 
 
-def client(archive: Orthanc) -> OrthancApiClient:
+def client(archive: OrthancPeer) -> OrthancApiClient:
     """Orthanc's REST interface by its own library."""
     return OrthancApiClient(f"http://{HOST}:{archive.http_port}")
 
 
-def instances_of(archive: Orthanc, modality: str) -> list[str]:
+def instances_of(archive: OrthancPeer, modality: str) -> list[str]:
     """Orthanc's names of the instances of a modality."""
     api = client(archive)
     return [
@@ -46,12 +47,12 @@ def instances_of(archive: Orthanc, modality: str) -> list[str]:
     ]
 
 
-def results_in(archive: Orthanc) -> dict[str, int]:
+def results_in(archive: OrthancPeer) -> dict[str, int]:
     """How many SEG and SR the archive holds."""
     return {modality: len(instances_of(archive, modality)) for modality in ("SEG", "SR")}
 
 
-def settled(node: RunningNode, archive: Orthanc, seconds: float = 3.0) -> dict[str, int]:
+def settled(node: RunningNode, archive: OrthancPeer, seconds: float = 3.0) -> dict[str, int]:
     """What the archive holds after everything has been quiet for a while."""
 
     def quiet() -> bool:
@@ -64,18 +65,17 @@ def settled(node: RunningNode, archive: Orthanc, seconds: float = 3.0) -> dict[s
 
 def test_orthanc_routes_a_study_and_gets_seg_and_sr_back(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
     """Identity equals the source's byte for byte; Orthanc sending our results back to us starts nothing."""
-    port = free_port()
     with (
-        orthanc(tmp_path / "orthanc", modalities={"radnode": ("RADNODE", port)}) as archive,
+        orthanc(tmp_path / "orthanc") as archive,
         running_node(
             tmp_path / "node",
-            port=port,
             models_dir=models_dir,
             model="thresholds",
             archive_ae_title=archive.ae_title,
             archive_port=archive.dicom_port,
         ) as node,
     ):
+        archive.add_modality("radnode", "RADNODE", node.port)
         api = client(archive)
         api.upload_folder(str(ct.folder))
         (study,) = api.studies.get_all_ids()
@@ -138,7 +138,7 @@ def test_kill_9_of_the_supervisor_during_delivery_leaves_exactly_one_result(tmp_
     ):
         with frozen_process(pid_listening(archive.dicom_port)):
             send(ct.paths, node.port)
-            wait_for(lambda: [d for d in node.deliveries() if d.attempts], 60, "the first attempt", node.log)
+            wait_for(lambda: node.deliveries() and has_connection_to(archive.dicom_port), 60, "the courier at the archive", node.log)
             children = [node.child_pid(role) for role in ("listener", "dispatcher", "worker", "courier")]
             node.kill()
             wait_for(lambda: all(is_gone(pid) for pid in children), 10, "the end of all processes")
@@ -193,17 +193,25 @@ def test_a_series_that_is_no_volume_is_told_not_silent(tmp_path: Path, models_di
         assert "Not Attempted" in str(dcmread(delivery.path))
 
 
-def test_a_study_that_kills_the_worker_ends_failed_and_the_queue_goes_on(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
+@pytest.mark.parametrize("part", ["inferer", "network_def"])
+def test_a_model_that_kills_the_worker_ends_failed_and_the_queue_goes_on(
+    tmp_path: Path, ct: SyntheticSeries, models_dir: Path, part: str
+) -> None:
+    """A native crash, when the model runs or already when it is loaded: the worker process goes, the node stays, the study is told."""
     config = models_dir / "thresholds" / "configs" / "inference.json"
-    poison = config.read_text().replace('"$@network_def.to(@device)"', "\"$__import__('os').abort()\"")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {part: "$__import__('os').abort()" if part == "network_def" else ABORT}))
     with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
-        node.stop()
-        config.write_text(poison)
-        node.start()
         send(ct.paths, node.port)
         (job,) = node.wait_for_jobs(1, "CANCELED")
         assert job.outcome == "failed"
-        assert "died" in job.reason
+        assert "died 3 times" in job.reason
+        assert [delivery.role for delivery in node.deliveries()] == ["sr"]
+        listener = node.child_pid("listener")
+        send(ct.paths, node.port)
+        assert node.child_pid("listener") == listener, "the listener never noticed"
+
+
+ABORT = "$lambda batch, network: __import__('os').abort()"
 
 
 def test_a_declined_study_says_why(tmp_path: Path, models_dir: Path) -> None:

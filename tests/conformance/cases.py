@@ -25,7 +25,8 @@ from node.evidence.segmentation import encode_segmentation
 from node.evidence.sop_common import part10_bytes
 from tests.factories import SyntheticSeries, make_ct_series, make_enhanced_ct, make_mr_series
 
-UNEVEN_GAPS_MM: Final = (3.0, 3.0, 3.0, 4.5, 3.0, 2.0, 2.0, 3.0, 6.0, 3.0, 3.0, 3.0, 3.0, 3.0)
+UNEVEN_GAPS_MM: Final = (*[3.0] * 8, 1.2, *[6.0] * 5)
+"""Two spacings and a step, as in a head CT that was scanned in two parts."""
 
 GEOMETRIES: Final[Mapping[str, tuple[Callable[..., SyntheticSeries], dict[str, Any]]]] = {
     "axial": (make_ct_series, {}),

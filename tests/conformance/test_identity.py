@@ -7,17 +7,19 @@ from typing import Any
 
 import pydicom
 import pytest
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
-from node.evidence.header import PATIENT, STUDY, TYPE_2
+from node.evidence.exact import TEXT_VRS, keep_bytes
+from node.evidence.header import DESCRIPTION, IDENTITY, TYPE_2
 from tests.conformance.cases import Case, make_case, read_headers, write
 from tests.conformance.validators import consistency_faults, iod_faults, presence_faults, tree_faults
 
 pytestmark = pytest.mark.peer
 
-IDENTITY = (*PATIENT, *STUDY, "InstitutionName", "TimezoneOffsetFromUTC")
 ABSENT = dict.fromkeys(TYPE_2)
 
 HEADERS: dict[str, Mapping[str, Any]] = {
@@ -48,6 +50,7 @@ HEADERS: dict[str, Mapping[str, Any]] = {
         "StudyDescription": "CT of something",
         "PregnancyStatus": 4,
     },
+    "malformed and empty descriptions": {"PatientAge": "0Y", "PatientWeight": "", "DeidentificationMethod": ""},
     "no equipment": {"Manufacturer": None, "ManufacturerModelName": None, "SoftwareVersions": None, "BodyPartExamined": None},
     "several software versions": {"SoftwareVersions": ["a", "b"]},
     "UID with a leading zero": {"StudyInstanceUID": "1.2.03.4"},
@@ -68,11 +71,20 @@ def test_odd_headers_give_results_with_the_same_identity(tmp_path: Path, headers
     seg, sr = _written(case, tmp_path)
     for path in (seg, sr):
         _assert_same_identity(path, case.series.paths[0])
-        assert [fault for fault in presence_faults(path) if not fault.startswith("OtherPatientIDs")] == []  # retired, still sent
+        assert presence_faults(path) == []
         faults = [fault for fault in iod_faults(path) if not any(f"{keyword}(" in fault for keyword in headers)]
         assert faults == []
     assert tree_faults(sr) == []
     assert consistency_faults([*case.series.paths, seg, sr]) == consistency_faults(case.series.paths)
+
+
+def test_descriptions_are_copied_where_they_are_well_formed(tmp_path: Path) -> None:
+    good = {"PatientAge": "054Y", "PatientSize": "1.7", "PatientWeight": "70.25", "PatientIdentityRemoved": "NO", "PregnancyStatus": 4}
+    bad = {"PatientAge": "54", "PatientWeight": "", "PatientIdentityRemoved": "no", "AdmissionID": ""}
+    kept = make_case(tmp_path / "good", headers=good).segmentation()
+    left = make_case(tmp_path / "bad", headers=bad, edit=_put_bad_size).segmentation()
+    assert {keyword: str(kept[keyword].value) for keyword in good} == {keyword: str(value) for keyword, value in good.items()}
+    assert [keyword for keyword in (*bad, "PatientSize") if keyword in left] == []
 
 
 def test_half_codes_are_left_out(tmp_path: Path) -> None:
@@ -210,10 +222,11 @@ def _assert_same_identity(path: Path, source_path: Path) -> None:
     evidence, source = pydicom.dcmread(path), pydicom.dcmread(source_path)
     assert _bytes_of(evidence, "SpecificCharacterSet") == _bytes_of(source, "SpecificCharacterSet")
     for keyword in IDENTITY:
-        if keyword.endswith("Sequence") or keyword == "PregnancyStatus":
-            continue
         mine, theirs = _bytes_of(evidence, keyword), _bytes_of(source, keyword)
         assert mine == (theirs if theirs is not None or keyword not in TYPE_2 else b""), keyword
+    for keyword in DESCRIPTION:
+        if dictionary_VR(keyword) in TEXT_VRS:
+            assert _bytes_of(evidence, keyword) in {None, _bytes_of(source, keyword)}, keyword
 
 
 def _bytes_of(dataset: Dataset, keyword: str) -> bytes | None:
@@ -240,6 +253,12 @@ def _put_bytes(path: Path, raw: bytes) -> None:
     assert content.count(b"N" * len(raw)) == content.count(b"D" * len(raw)) == 1
     content = content.replace(b"N" * len(raw), raw).replace(b"D" * len(raw), raw.replace(b"^", b" "))
     path.write_bytes(content)
+
+
+def _put_bad_size(dataset: Dataset, index: int) -> None:
+    tag = Tag("PatientSize")
+    dataset[tag] = RawDataElement(tag, "DS", 4, b"1,75", 0, is_implicit_VR=False, is_little_endian=True)
+    keep_bytes(dataset)
 
 
 def _code(value: str, scheme: str, meaning: str) -> Dataset:

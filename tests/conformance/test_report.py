@@ -67,6 +67,7 @@ def test_nothing_mandatory_is_absent(path: Path) -> None:
     assert presence_faults(path) == []
 
 
+@pytest.mark.slow
 def test_pixelmed_finds_no_fault_in_the_template(path: Path) -> None:
     assert template_faults(path) == []
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from node.domain.volume import SourceGrid
+from node.inference.series_reader import read_series
 from tests.conformance.cases import GEOMETRIES, REGULAR, Case, make_case, write
 from tests.conformance.validators import (
     consistency_faults,
@@ -86,6 +87,17 @@ def test_dcmqi_decodes_the_same_voxels_at_the_same_places(tmp_path: Path, geomet
     assert np.array_equal(numbers, _numbers(case))
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_the_reader_of_the_node_gives_the_grid_that_the_cases_state(tmp_path: Path, geometry: str) -> None:
+    case = make_case(tmp_path, geometry)
+    read, stated = read_series(case.series.paths).source, case.label_map.source
+    assert read.shape == stated.shape
+    assert [(p.sop_instance_uid, p.frame_number) for p in read.planes] == [(p.sop_instance_uid, p.frame_number) for p in stated.planes]
+    assert np.abs(read.positions_mm - stated.positions_mm).max() < 1e-6
+    assert np.allclose(read.image_orientation_patient, stated.image_orientation_patient, atol=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("geometry", "parts"), [("axial", 1), ("oblique", 17), ("enhanced", 1)])
 def test_pixelmed_finds_no_fault(tmp_path: Path, geometry: str, parts: int) -> None:
     assert instance_faults(write(make_case(tmp_path, geometry, parts).segmentation(), tmp_path / "seg.dcm")) == []

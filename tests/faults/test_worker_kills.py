@@ -53,7 +53,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_bundle(folder / "models")
     series = make_ct_series(folder / "ct")
     (folder / "node.toml").write_text(
-        CONFIG.format(port=0, models_dir="models", model="thresholds", quiet_s=0.0, archive_ae_title="ARCHIVE", archive_port=104)
+        CONFIG.format(models_dir="models", model="thresholds", quiet_s=0.0, archive_ae_title="ARCHIVE", archive_port=104)
     )
     state_dir = folder / "state"
     spool = Spool(state_dir / "spool")

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,13 @@ def test_systemd_itself_accepts_the_unit(tmp_path: Path, unit: configparser.RawC
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed: only the keys were checked")
     text = (ROOT / "configs" / "radnode.service").read_text(encoding="utf-8")
-    copy = tmp_path / "radnode.service"  # with a command and a user that exist here
-    copy.write_text(
-        text.replace("/opt/radnode/bin/radnode", "/bin/true").replace("=radnode\n", "=nobody\n").replace("Group=nobody", "Group=nogroup")
-    )
+    copy = tmp_path / "radnode.service"  # with a command that exists here
+    copy.write_text(text.replace("/opt/radnode/bin/radnode", "/bin/true"))
     ended = subprocess.run(["systemd-analyze", "verify", str(copy)], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "radnode.service" not in ended.stderr, ended.stderr
+
+
+def test_pre_commit_accepts_its_configuration() -> None:
+    ended = subprocess.run([sys.executable, "-m", "pre_commit", "validate-config"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -13,8 +13,8 @@ from typing import Any
 from pynetdicom.dsutils import split_dataset
 
 from node.config import Config
-from node.delivery.upper_layer import Context, Peer, RequestedAssociation, Timeouts
 from node.delivery.store_scu import StoreScu
+from node.delivery.upper_layer import Context, Peer, RequestedAssociation, Timeouts
 from node.intake.association import run_listener
 from node.intake.spool import spooled_path
 from node.journal import open_database
@@ -90,6 +90,12 @@ def data_set_of(path: Path) -> bytes:
     """Answers the bytes of a Part 10 file behind the file meta information."""
     _, offset = split_dataset(path)
     return path.read_bytes()[offset:]
+
+
+def on_the_wire(path: Path) -> bytes:
+    """Answers the same with the NULL that a deflated data set of odd length gets: fragments are even (PS3.8 9.3.5.1)."""
+    data = data_set_of(path)
+    return data + b"\x00" * (len(data) % 2)
 
 
 def digest(data: bytes) -> str:

@@ -27,7 +27,17 @@ from node.intake.contexts import TRANSFER_SYNTAXES, supported_contexts
 from node.intake.spool import spooled_path
 from tests import realdata
 from tests.factories import NATIVE, SyntheticSeries, make_ct_series, make_enhanced_ct, make_mr_series
-from tests.integration.intake_kit import RawSender, RunningListener, config_for, data_set_of, digest, listening, open_scu, peer_of
+from tests.integration.intake_kit import (
+    RawSender,
+    RunningListener,
+    config_for,
+    data_set_of,
+    digest,
+    listening,
+    on_the_wire,
+    open_scu,
+    peer_of,
+)
 from tests.peers import RC_CANNOT_UNDERSTAND, RC_MISMATCH, RC_OUT_OF_RESOURCES, echoscu, orthanc, storescu, wait_until
 
 
@@ -130,7 +140,7 @@ def check_all_kept(listener: RunningListener, paths: list[Path]) -> None:
     stored = [path for path, status in send(listener, *paths).items() if status == "stored"]
     assert stored
     digests = {row[0] for row in listener.rows("SELECT sha256 FROM instance")}
-    assert digests == {digest(data_set_of(path)) for path in stored}
+    assert digests == {digest(on_the_wire(path)) for path in stored}
     assert {path.stem for path in listener.spooled()} == digests
     for path in listener.spooled():
         assert digest(data_set_of(path)) == path.stem
@@ -341,9 +351,12 @@ def test_a_peer_that_stalls_in_the_middle_of_a_pdu_is_dropped(tmp_path: Path, ct
 def test_a_silent_connection_does_not_count_against_the_limit(tmp_path: Path, ct: SyntheticSeries) -> None:
     import socket
 
-    with listening(config_for(tmp_path / "state", max_associations=1)) as listener:
-        with socket.create_connection(("127.0.0.1", listener.port)), socket.create_connection(("127.0.0.1", listener.port)):
-            assert send(listener, ct.paths[0]) == {ct.paths[0]: "stored"}
+    with (
+        listening(config_for(tmp_path / "state", max_associations=1)) as listener,
+        socket.create_connection(("127.0.0.1", listener.port)),
+        socket.create_connection(("127.0.0.1", listener.port)),
+    ):
+        assert send(listener, ct.paths[0]) == {ct.paths[0]: "stored"}
 
 
 def test_a_request_without_data_set_is_refused(listener: RunningListener, ct: SyntheticSeries) -> None:

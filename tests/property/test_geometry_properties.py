@@ -20,6 +20,9 @@ from tests.scene import Ellipsoid
 ORGAN_VOLUME_TOLERANCE = 0.04
 """Share of the true volume: linear interpolation between slices a third of the organ's radius apart."""
 
+ORGAN_VOLUME_TOLERANCE_MISSING = 0.08
+"""The same where a slice near the tip of the organ may be the missing one."""
+
 ORGAN_CENTROID_TOLERANCE = 0.15
 """Of the widest voxel edge."""
 
@@ -136,7 +139,8 @@ def test_an_organ_keeps_its_volume_and_its_place(plan: SeriesPlan) -> None:
     assert not np.isnan(voxels).any()
     matrix = volume_plan.geometry.patient_from_voxel
     volume_mm3, centroid_mm = measured(voxels, matrix, scene.organ, scene.body_value, scene.organ_value)
-    assert volume_mm3 == pytest.approx(scene.organ.volume_mm3, rel=ORGAN_VOLUME_TOLERANCE)
+    tolerance = ORGAN_VOLUME_TOLERANCE_MISSING if plan.missing else ORGAN_VOLUME_TOLERANCE
+    assert volume_mm3 == pytest.approx(scene.organ.volume_mm3, rel=tolerance)
     widest = max([*np.diff(source.distances_mm), *plan.spacing_mm[1:]])
     assert math.dist(centroid_mm, scene.organ.centre_mm) < ORGAN_CENTROID_TOLERANCE * widest
 

@@ -25,17 +25,22 @@ BORN = "19630417"
 SECRETS = ("MUELLER", "ANNEGRET", PATIENT_ID, BORN)
 
 
-@pytest.fixture(params=["console", "json"])
-def stream(request: pytest.FixtureRequest) -> Iterator[io.StringIO]:
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
     root, hooks = logging.getLogger(), (sys.excepthook, threading.excepthook)
     handlers, level = root.handlers[:], root.level
-    target = io.StringIO()
-    configure_logging(LogSection(level="debug", format=request.param), target)
-    yield target
+    yield
     root.handlers, (sys.excepthook, threading.excepthook) = handlers, hooks
     root.setLevel(level)
     logging.captureWarnings(capture=False)
     structlog.reset_defaults()
+
+
+@pytest.fixture(params=["console", "json"])
+def stream(request: pytest.FixtureRequest) -> io.StringIO:
+    target = io.StringIO()
+    configure_logging(LogSection(level="debug", format=request.param), target)
+    return target
 
 
 def dataset() -> Dataset:
@@ -135,14 +140,26 @@ def test_what_is_no_patient_data_stays_readable(stream: io.StringIO) -> None:
         assert kept in said
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("no_color", [True, False])
+def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch, no_color: bool) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_color:
+        monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    configure_logging(LogSection(), terminal)
+    ours().info("instance.stored")
+    assert ("\x1b[" in terminal.getvalue()) is not no_color
+
+
 def test_json_lines_are_json() -> None:
     target = io.StringIO()
     configure_logging(LogSection(format="json"), target)
-    try:
-        log_exception()
-    finally:
-        structlog.reset_defaults()
-        logging.getLogger().handlers = []
+    log_exception()
     (line,) = target.getvalue().splitlines()
     event = json.loads(line)
     assert event["event"] == "storing.failed"

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs Debian packages that the tests use as peers. Root only; without root the tests that need them skip with a reason.
+# Installs Debian packages: the peers of the tests, the data of the demo. Root only; others are told and go on without.
 set -eu
 
 missing=""
@@ -10,7 +10,7 @@ done
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-  echo "peers: not installed:$missing → tests that need them will skip (as root: apt-get install$missing)"
+  echo "packages: not installed:$missing → tests that need them skip (as root: apt-get install$missing)"
   exit 0
 fi
 
@@ -22,9 +22,9 @@ if [ ! -e "$policy" ]; then
   trap 'rm -f "$policy"' EXIT
 fi
 
-echo "peers: installing$missing"
+echo "packages: installing$missing"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086  # a list of names
 apt-get install -y -qq --no-install-recommends $missing >/dev/null
-echo "peers: installed"
+echo "packages: installed"

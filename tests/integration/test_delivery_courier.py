@@ -1,0 +1,344 @@
+"""Every result reaches every destination: through outages, refusals, kills and restarts; a dead archive delays nobody else."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+from pynetdicom import AE, evt
+
+from node.archive import StoredInstance, serving_archive
+from node.config import Config
+from node.delivery import outbox as courier_module
+from node.delivery.outbox import Courier, Destination, run_courier
+from node.delivery.store_scu import read_part10
+from node.delivery.upper_layer import Peer, Timeouts
+from node.domain.delivery import RetryPolicy
+from node.domain.states import DeliveryState, JobState, Outcome
+from node.journal import (
+    DeliveryRecord,
+    EvidenceRecord,
+    JobEnd,
+    JobJournal,
+    NewJob,
+    OutboxJournal,
+    ReceivedInstance,
+    ReceivedJournal,
+    open_database,
+    transaction,
+)
+from node.journal.queries import list_deliveries, transitions_of
+from tests.factories import SyntheticSeries, make_ct_series
+from tests.integration.intake_kit import config_for, data_set_of
+from tests.peers import HOST, free_port, orthanc, wait_until
+
+QUICK = Timeouts(connect_s=2, answer_s=3)
+IMPATIENT = {"first_s": 0.2, "max_s": 0.4, "give_up_h": 1.0}
+
+
+@pytest.fixture
+def ct(tmp_path: Path) -> SyntheticSeries:
+    return make_ct_series(tmp_path / "ct", slices=4)
+
+
+def queue(state_dir: Path, paths: Sequence[Path], destinations: Sequence[str], key: str = "key") -> None:
+    """Puts files into the journal as the results of a job: the first is its SEG, the others are SRs."""
+    state_dir.mkdir(parents=True, exist_ok=True)
+    connection = open_database(state_dir)
+    received = ReceivedInstance("1.2.3.1", "1.2.3", "1.2", "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1", "a" * 64, 9, "PACS")
+    ReceivedJournal(connection).record_instance(received, association="a", now_s=1)
+    jobs = JobJournal(connection)
+    with transaction(connection):
+        jobs.open_job(NewJob(key, "1.2", "1.2.3", "route", "model", "d", {"1.2.3.1": "a" * 64}, tuple(destinations)), last_instance_s=1, now_s=2)
+    job = jobs.claim("worker", now_s=3)
+    assert job is not None
+    evidence = []
+    for number, path in enumerate(paths):
+        file = read_part10(path)
+        series = str(dcmread(path, stop_before_pixels=True).SeriesInstanceUID)
+        evidence.append(
+            EvidenceRecord(file.sop_instance_uid, "sr" if number else "seg", file.sop_class_uid, series, path, "s", path.stat().st_size)
+        )
+    assert jobs.end(job, JobEnd(JobState.COMPLETED, Outcome.FOUND, "", tuple(evidence), {}), now_s=4)
+    connection.close()
+
+
+def deliveries(state_dir: Path) -> tuple[DeliveryRecord, ...]:
+    connection = open_database(state_dir)
+    try:
+        return list_deliveries(connection, all=True)
+    finally:
+        connection.close()
+
+
+def states(state_dir: Path, destination: str) -> set[str]:
+    return {str(one.state) for one in deliveries(state_dir) if one.destination == destination}
+
+
+def peer(port: int, title: str = "ARCHIVE", **retry: float) -> dict[str, Any]:
+    return {"ae_title": title, "host": HOST, "port": port, "retry": {**IMPATIENT, **retry}}
+
+
+@contextmanager
+def delivering(config: Config) -> Iterator[None]:
+    """Runs the courier while the block runs."""
+    stop = threading.Event()
+    thread = threading.Thread(target=run_courier, args=(config, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(6)
+        assert not thread.is_alive(), "the courier does not stop"
+
+
+@contextmanager
+def scripted_archive(answer: Callable[[str], int]) -> Iterator[int]:
+    """An SCP that answers by SOP Instance UID; gives its port."""
+    entity = AE("ARCHIVE")
+    entity.add_supported_context("1.2.840.10008.5.1.4.1.1.2")
+    handler = (evt.EVT_C_STORE, lambda event: answer(str(event.request.AffectedSOPInstanceUID)))
+    server = entity.start_server((HOST, 0), block=False, evt_handlers=[handler])
+    assert server is not None
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+
+
+def test_results_reach_every_destination_as_they_lie_on_the_disk(tmp_path: Path, ct: SyntheticSeries) -> None:
+    stored: list[StoredInstance] = []
+    with (
+        serving_archive(tmp_path / "one", ae_title="ONE", on_stored=stored.append) as one,
+        serving_archive(tmp_path / "two", ae_title="TWO") as two,
+    ):
+        config = config_for(tmp_path / "state", peers={"one": peer(one, "ONE"), "two": peer(two, "TWO")})
+        queue(tmp_path / "state", ct.paths, ["one", "two"])
+        with delivering(config):
+            wait_until(lambda: {one.state for one in deliveries(tmp_path / "state")} == {DeliveryState.STORED}, "delivery")
+    sent = {data_set_of(path) for path in ct.paths}
+    for folder in ("one", "two"):
+        assert {data_set_of(path) for path in (tmp_path / folder).glob("*/*/*.dcm")} == sent
+    assert {instance.calling_ae_title for instance in stored} == {"RADNODE"}
+    assert [instance.uids.sop_instance for instance in stored][0] == ct.sop_instance_uids[0], "the SEG before the SR that cites it"
+
+
+def test_a_dead_destination_is_tried_again_while_another_gets_its_results(tmp_path: Path, ct: SyntheticSeries) -> None:
+    dead_port = free_port()
+    with serving_archive(tmp_path / "alive", ae_title="ALIVE") as alive:
+        config = config_for(tmp_path / "state", peers={"alive": peer(alive, "ALIVE"), "dead": peer(dead_port)})
+        queue(tmp_path / "state", ct.paths, ["alive", "dead"])
+        with delivering(config):
+            wait_until(lambda: states(tmp_path / "state", "alive") == {"STORED"}, "delivery to the one that lives", 10)
+            wait_until(lambda: min(d.attempts for d in deliveries(tmp_path / "state") if d.destination == "dead") >= 2, "attempts")
+            dead = [one for one in deliveries(tmp_path / "state") if one.destination == "dead"]
+            assert {one.state for one in dead} == {DeliveryState.PENDING}
+            assert all("cannot be reached" in one.reason for one in dead)
+            with serving_archive(tmp_path / "dead", ae_title="ARCHIVE", port=dead_port):
+                wait_until(lambda: states(tmp_path / "state", "dead") == {"STORED"}, "delivery after the outage", 15)
+    assert len(list((tmp_path / "dead").glob("*/*/*.dcm"))) == 4
+
+
+def test_an_archive_that_holds_the_line_delays_nobody_else(tmp_path: Path, ct: SyntheticSeries) -> None:
+    import socket
+
+    with socket.create_server((HOST, 0)) as hole, serving_archive(tmp_path / "alive", ae_title="ALIVE") as alive:
+        config = config_for(tmp_path / "state", peers={"hole": peer(hole.getsockname()[1]), "alive": peer(alive, "ALIVE")})
+        queue(tmp_path / "state", ct.paths, ["hole", "alive"])
+        with delivering(config):
+            wait_until(lambda: states(tmp_path / "state", "alive") == {"STORED"}, "delivery to the one that answers", 10)
+        # and the courier stops although one of its threads still waits for an answer
+
+
+def test_out_of_resources_is_tried_again_until_success(tmp_path: Path, ct: SyntheticSeries) -> None:
+    seen: list[str] = []
+
+    def answer(uid: str) -> int:
+        seen.append(uid)
+        return 0xA700 if seen.count(uid) <= 3 else 0
+
+    with scripted_archive(answer) as port:
+        queue(tmp_path / "state", ct.paths[:2], ["archive"])
+        with delivering(config_for(tmp_path / "state", peers={"archive": peer(port)})):
+            wait_until(lambda: states(tmp_path / "state", "archive") == {"STORED"}, "delivery", 20)
+    assert [one.attempts for one in deliveries(tmp_path / "state")] == [4, 4]
+    assert all(seen.count(uid) == 4 for uid in ct.sop_instance_uids[:2])
+
+
+def test_a_refusal_ends_a_delivery_with_its_reason_and_the_others_go_on(tmp_path: Path, ct: SyntheticSeries) -> None:
+    answers = dict(zip(ct.sop_instance_uids, (0xA900, 0xC123, 0xB007, 0), strict=True))
+    with scripted_archive(answers.__getitem__) as port:
+        queue(tmp_path / "state", ct.paths, ["archive"])
+        with delivering(config_for(tmp_path / "state", peers={"archive": peer(port)})):
+            wait_until(lambda: not any(d.state is DeliveryState.PENDING for d in deliveries(tmp_path / "state")), "the ends")
+            time.sleep(1)
+    ended = {one.sop_instance_uid: (one.state, one.attempts, one.reason) for one in deliveries(tmp_path / "state")}
+    refused, misunderstood, warned, stored = (ended[uid] for uid in ct.sop_instance_uids)
+    assert refused[:2] == misunderstood[:2] == (DeliveryState.REFUSED, 1)
+    assert "A900" in refused[2]
+    assert "C123" in misunderstood[2]
+    assert warned == (DeliveryState.STORED, 1, "B007")
+    assert stored == (DeliveryState.STORED, 1, "")
+
+
+def test_an_association_that_breaks_costs_only_the_object_on_its_way(tmp_path: Path, ct: SyntheticSeries) -> None:
+    """The archive dies over one object, three times: the others arrive meanwhile."""
+    seen: list[str] = []
+    poison = ct.sop_instance_uids[1]
+
+    def abort_over_poison(event: Any) -> int:
+        uid = str(event.request.AffectedSOPInstanceUID)
+        seen.append(uid)
+        if uid == poison and seen.count(uid) <= 3:
+            event.assoc.abort()
+        return 0
+
+    entity = AE("ARCHIVE")
+    entity.add_supported_context("1.2.840.10008.5.1.4.1.1.2")
+    server = entity.start_server((HOST, 0), block=False, evt_handlers=[(evt.EVT_C_STORE, abort_over_poison)])
+    assert server is not None
+    queue(tmp_path / "state", ct.paths, ["archive"])
+    with delivering(config_for(tmp_path / "state", peers={"archive": peer(server.server_address[1])})):
+        wait_until(lambda: states(tmp_path / "state", "archive") == {"STORED"}, "delivery", 20)
+    server.shutdown()
+    assert {uid: seen.count(uid) for uid in ct.sop_instance_uids} == {uid: 4 if uid == poison else 1 for uid in ct.sop_instance_uids}
+
+
+def test_patience_ends(tmp_path: Path, ct: SyntheticSeries) -> None:
+    queue(tmp_path / "state", ct.paths[:1], ["archive"])
+    config = config_for(tmp_path / "state", peers={"archive": peer(free_port(), give_up_h=1 / 3600)})
+    with delivering(config):
+        wait_until(lambda: states(tmp_path / "state", "archive") == {"GIVEN UP"}, "the end of patience", 15)
+    (one,) = deliveries(tmp_path / "state")
+    assert "gave up after" in one.reason
+    assert "cannot be reached" in one.reason
+
+
+def test_a_destination_that_was_removed_is_told(tmp_path: Path, ct: SyntheticSeries) -> None:
+    queue(tmp_path / "state", ct.paths, ["gone"])
+    with delivering(config_for(tmp_path / "state", peers={"archive": peer(free_port())})):
+        wait_until(lambda: states(tmp_path / "state", "gone") == {"REFUSED"}, "the refusal")
+    assert {one.reason for one in deliveries(tmp_path / "state")} == {"the configuration has no peer gone any more"}
+
+
+def test_a_result_whose_file_is_gone_is_refused_alone(tmp_path: Path, ct: SyntheticSeries) -> None:
+    queue(tmp_path / "state", ct.paths, ["archive"])
+    ct.paths[1].unlink()
+    with serving_archive(tmp_path / "archive") as port, delivering(config_for(tmp_path / "state", peers={"archive": peer(port)})):
+        wait_until(lambda: not any(d.state is DeliveryState.PENDING for d in deliveries(tmp_path / "state")), "the ends")
+    by_state = {one.sop_instance_uid: one for one in deliveries(tmp_path / "state")}
+    lost = by_state.pop(ct.sop_instance_uids[1])
+    assert lost.state is DeliveryState.REFUSED
+    assert "cannot be read" in lost.reason
+    assert {one.state for one in by_state.values()} == {DeliveryState.STORED}
+
+
+def test_more_results_than_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(courier_module, "BATCH", 5)
+    series = make_ct_series(tmp_path / "many", slices=23, rows=32, columns=32)
+    queue(tmp_path / "state", series.paths, ["archive"])
+    with serving_archive(tmp_path / "archive") as port, delivering(config_for(tmp_path / "state", peers={"archive": peer(port)})):
+        wait_until(lambda: states(tmp_path / "state", "archive") == {"STORED"}, "delivery")
+    assert [one.attempts for one in deliveries(tmp_path / "state")] == [1] * 23
+
+
+def test_a_journal_that_cannot_be_read_for_a_while_ends_no_courier(
+    tmp_path: Path, ct: SyntheticSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier_module, "PAUSE_AFTER_SURPRISE_S", 0.2)
+    queue(tmp_path / "state", ct.paths, ["archive"])
+    failures = iter([sqlite3.OperationalError("disk I/O error")] * 2)
+    due = OutboxJournal.due
+
+    def due_at_last(self: OutboxJournal, *args: Any, **kwargs: Any) -> tuple[DeliveryRecord, ...]:
+        for failure in failures:
+            raise failure
+        return due(self, *args, **kwargs)
+
+    monkeypatch.setattr(OutboxJournal, "due", due_at_last)
+    with serving_archive(tmp_path / "archive") as port, delivering(config_for(tmp_path / "state", peers={"archive": peer(port)})):
+        wait_until(lambda: states(tmp_path / "state", "archive") == {"STORED"}, "delivery")
+
+
+def test_an_attempt_is_counted_before_it_is_made(tmp_path: Path, ct: SyntheticSeries) -> None:
+    """So that an object that kills the courier is not tried for ever without anybody noticing."""
+    state_dir = tmp_path / "state"
+    queue(state_dir, ct.paths[:1], ["archive"])
+    counted = []
+
+    def answer(_uid: str) -> int:
+        counted.append(deliveries(state_dir)[0].attempts)
+        return 0
+
+    with scripted_archive(answer) as port:
+        destination = Destination("archive", Peer(HOST, port, "ARCHIVE", "RADNODE"), RetryPolicy(), QUICK)
+        courier = Courier(OutboxJournal(open_database(state_dir)), destination)
+        assert courier.deliver_due(time.time()) == 1
+        assert courier.deliver_due(time.time()) == 0
+    assert counted == [1]
+
+
+COURIER = """
+import sys, threading
+from pathlib import Path
+from node.delivery.outbox import run_courier
+from tests.integration.intake_kit import config_for
+retry = {"first_s": 0.2, "max_s": 0.4, "give_up_h": 1.0}
+peers = {"archive": {"ae_title": "ARCHIVE", "host": "127.0.0.1", "port": int(sys.argv[2]), "retry": retry}}
+run_courier(config_for(Path(sys.argv[1]), peers=peers), threading.Event())
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_between_storing_and_answer_leaves_one_object_and_a_finished_delivery(tmp_path: Path, ct: SyntheticSeries) -> None:
+    """The archive has it, the courier does not know: it sends the same bytes under the same UID again."""
+    state_dir = tmp_path / "state"
+    queue(state_dir, ct.paths, ["archive"])
+    stored = threading.Semaphore(0)
+    answer = threading.Event()
+    names: list[str] = []
+
+    def hold(instance: StoredInstance) -> None:
+        names.append(instance.uids.sop_instance)
+        stored.release()
+        answer.wait(20)
+
+    with serving_archive(tmp_path / "archive", on_stored=hold) as port:
+        command = [sys.executable, "-c", COURIER, str(state_dir), str(port)]
+        first = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        assert stored.acquire(timeout=30)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        assert [one.state for one in deliveries(state_dir)] == [DeliveryState.PENDING] * 4
+        answer.set()
+        second = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_until(lambda: states(state_dir, "archive") == {"STORED"}, "delivery")
+        second.kill()
+        second.wait()
+    assert names.count(ct.sop_instance_uids[0]) == 2
+    assert len(list((tmp_path / "archive").glob("*/*/*.dcm"))) == 4
+    connection = open_database(state_dir)
+    for one in list_deliveries(connection, all=True):
+        assert [step.after for step in transitions_of(connection, "delivery", str(one.delivery_id))] == ["PENDING", "STORED"]
+    connection.close()
+
+
+@pytest.mark.peer
+def test_orthanc_goes_away_and_comes_back(tmp_path: Path, ct: SyntheticSeries) -> None:
+    with orthanc(tmp_path / "orthanc") as archive:
+        archive.pause()
+        queue(tmp_path / "state", ct.paths, ["orthanc"])
+        with delivering(config_for(tmp_path / "state", peers={"orthanc": peer(archive.dicom_port, archive.ae_title)})):
+            wait_until(lambda: all(one.attempts for one in deliveries(tmp_path / "state")), "an attempt")
+            archive.resume()
+            wait_until(lambda: states(tmp_path / "state", "orthanc") == {"STORED"}, "delivery")
+        assert archive.sop_instance_uids() == set(ct.sop_instance_uids)
