@@ -12,12 +12,11 @@ import structlog
 from node.config import Config
 from node.domain.completeness import Completeness, CompletenessPolicy, judge_completeness
 from node.domain.identifiers import derive_job_key
-from node.domain.instance import InstanceHeader, SeriesHeader
+from node.domain.instance import SeriesHeader
 from node.domain.modelcard import ModelCard
 from node.domain.routing import Route, StudyDecision, decide_study
 from node.domain.states import SeriesState
-from node.errors import CannotUnderstand
-from node.intake.headers import read_header
+from node.intake.headers import read_series_headers
 from node.intake.spool import spooled_path
 from node.journal import InstanceRecord, JobJournal, NewJob, ReceivedJournal, StudyRecord, open_database, transaction
 from node.locks import is_free
@@ -133,16 +132,9 @@ class Dispatcher:
             )
         return jobs
 
-    def _read_series(self, instances: Sequence[InstanceRecord]) -> list[SeriesHeader]:
-        grouped: dict[str, list[InstanceHeader]] = {}
-        for instance in instances:
-            try:
-                header = read_header(spooled_path(self._state_dir, instance.sha256))
-            except CannotUnderstand:
-                log.warning("instance.unreadable", sop_instance_uid=instance.sop_instance_uid)
-                continue
-            grouped.setdefault(instance.series_instance_uid, []).append(header)
-        return [SeriesHeader(uid, tuple(headers)) for uid, headers in grouped.items()]
+    def _read_series(self, instances: Sequence[InstanceRecord]) -> tuple[SeriesHeader, ...]:
+        paths = [spooled_path(self._state_dir, instance.sha256) for instance in instances]
+        return read_series_headers(paths, lambda path, reason: log.warning("instance.unreadable", file=path.name, reason=reason))
 
 
 def release_jobs_of_the_dead(jobs: JobJournal, state_dir: Path) -> None:

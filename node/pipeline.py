@@ -183,7 +183,7 @@ def context_for(job_key: str, *, run: int, encoded_at_s: float, ae_title: str, d
     """Answers the context of a run: every UID of its evidence derives from the job key and the run."""
     return EvidenceContext(
         job_key=f"{job_key}/{run}" if run else job_key,
-        encoded_at=datetime.fromtimestamp(encoded_at_s, tz=UTC),
+        encoded_at=datetime.fromtimestamp(encoded_at_s, tz=UTC).astimezone(),  # local, as the Study Time beside it is
         ae_title=ae_title,
         device_serial_number=device_serial_number,
         predecessor=None,

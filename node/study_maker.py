@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
-from node.codes import IMPLEMENTATION_CLASS_UID, MANUFACTURER, MANUFACTURER_MODEL_NAME
+from node.codes import IMPLEMENTATION_CLASS_UID, MANUFACTURER
 from node.domain.identifiers import derive_uid
 from node.errors import UsageError
 
@@ -219,7 +219,7 @@ def _template(stack: _Stack, digest: str, modality: str, body_part: str) -> Data
     template.AccessionNumber = f"DEMO{digest[:8].upper()}"
     template.Modality = modality
     template.Manufacturer = MANUFACTURER
-    template.ManufacturerModelName = MANUFACTURER_MODEL_NAME
+    template.ManufacturerModelName = "radnode study maker"  # not the node's own name: those images would never be analysed
     template.ReferringPhysicianName = ""
     template.StudyDescription = f"radnode demo {modality}"
     template.SeriesDescription = f"{modality} made from a volume"

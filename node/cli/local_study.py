@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.cli.common import existing_folder, say
-from node.domain.instance import InstanceHeader, SeriesHeader
+from node.domain.instance import InstanceHeader, SeriesHeader, place_in_series
 from node.domain.modelcard import ModelCard
 from node.domain.routing import Route, StudyDecision, decide_study
 from node.errors import CannotUnderstand, UsageError
@@ -67,15 +67,9 @@ def read_study(folder: Path) -> LocalStudy:
 
 
 def _study(study_instance_uid: str, found: dict[str, dict[str, tuple[InstanceHeader, Path]]]) -> LocalStudy:
-    ordered = {uid: sorted(instances.values(), key=_instance_order) for uid, instances in found.items()}
+    ordered = {uid: sorted(instances.values(), key=lambda pair: place_in_series(pair[0])) for uid, instances in found.items()}
     return LocalStudy(
         study_instance_uid,
         tuple(SeriesHeader(uid, tuple(header for header, _ in pairs)) for uid, pairs in ordered.items()),
         {uid: tuple(path for _, path in pairs) for uid, pairs in ordered.items()},
     )
-
-
-def _instance_order(pair: tuple[InstanceHeader, Path]) -> tuple[float, str]:
-    header = pair[0]
-    number = header.numbers("InstanceNumber")
-    return (number[0] if number else float("inf"), header.sop_instance_uid)

@@ -1,6 +1,7 @@
 """What the headers of received images say, without pixels: the material of routing and series choice."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,6 +72,20 @@ class SeriesHeader:
     def representative(self) -> InstanceHeader:
         """The instance in the middle of the series: scouts and first-slice oddities lie at the ends."""
         return self.instances[len(self.instances) // 2]
+
+
+def place_in_series(header: InstanceHeader) -> tuple[float, str]:
+    """Answers a sort key: Instance Number, then UID; instances without a number come last."""
+    number = header.numbers("InstanceNumber")
+    return (number[0] if number else math.inf, header.sop_instance_uid)
+
+
+def group_into_series(headers: Iterable[InstanceHeader]) -> tuple[SeriesHeader, ...]:
+    """Answers the series of some instances, each in the order of Instance Number; an instance that comes twice counts once."""
+    found: dict[str, dict[str, InstanceHeader]] = {}
+    for header in headers:
+        found.setdefault(header.series_instance_uid, {}).setdefault(header.sop_instance_uid, header)
+    return tuple(SeriesHeader(uid, tuple(sorted(instances.values(), key=place_in_series))) for uid, instances in found.items())
 
 
 NOT_IMAGES: Final = frozenset({"SR", "PR", "KO", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "DOC", "AU", "FID", "PLAN"})

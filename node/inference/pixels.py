@@ -5,6 +5,7 @@ Native pixel data is read by offset straight into numpy; encapsulated data goes 
 
 import importlib
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian, JPEGExtended12Bit
 
@@ -26,6 +28,20 @@ _UNDEFINED_LENGTH: Final = 0xFFFFFFFF
 _PIXEL_DATA: Final = (0x7FE0, 0x0010)
 _ITEM: Final = (0xFFFE, 0xE000)
 _SEQUENCE_DELIMITATION: Final = (0xFFFE, 0xE0DD)
+
+PARSE_ERRORS: Final = (
+    InvalidDicomError,
+    BytesLengthException,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+"""What pydicom raises while it reads a file that is no DICOM, or broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +253,10 @@ def _native_frames(pixels: StoredPixels, indices: Sequence[int]) -> Iterator[NDA
 
 
 def _inflated_frames(pixels: StoredPixels, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
-    data = dcmread(pixels.path).get("PixelData") or b""
+    try:
+        data = dcmread(pixels.path).get("PixelData") or b""
+    except PARSE_ERRORS as error:
+        raise BrokenPixelData(f"The deflated data set of {pixels.name} cannot be inflated.") from error
     if len(data) < pixels.frames * pixels.frame_bytes or pixels.bits_allocated not in _NATIVE_BITS_ALLOCATED:
         raise BrokenPixelData(f"The pixel data of {pixels.name} is truncated: {len(data)} of {pixels.frames * pixels.frame_bytes} bytes.")
     for index in indices:

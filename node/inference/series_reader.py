@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import Tag
 
 from node.codes import UCUM_HOUNSFIELD, UCUM_NO_UNITS, Code
@@ -21,7 +20,7 @@ from node.domain.geometry import ImagePlane, order_planes, plan_volume
 from node.domain.volume import QualityNote, Volume
 from node.errors import BrokenPixelData, MissingGeometry, NotAVolume
 from node.inference.elements import decimals, integer, item, text, texts
-from node.inference.pixels import ModalityTransform, Rescale, StoredPixels, locate_pixels, modality_transform, read_frames
+from node.inference.pixels import PARSE_ERRORS, ModalityTransform, Rescale, StoredPixels, locate_pixels, modality_transform, read_frames
 from node.inference.stack import sample_stack
 
 AIR_HU: Final = -1024.0
@@ -95,8 +94,6 @@ _HEADER: Final = (
     *_TRAITS,
 )
 
-_PARSE_ERRORS: Final = (InvalidDicomError, BytesLengthException, EOFError, ValueError, KeyError, NotImplementedError, AttributeError)
-
 
 @dataclass(frozen=True, slots=True)
 class _Instance:
@@ -166,7 +163,7 @@ def _read_instance(path: Path, number: int) -> _Instance:
     with path.open("rb") as file:
         try:
             header = dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER))
-        except _PARSE_ERRORS as error:
+        except PARSE_ERRORS as error:
             raise BrokenPixelData(f"File {number} of the series cannot be parsed as DICOM ({type(error).__name__}).") from error
         instance_number = integer(header, "InstanceNumber")
         name = f"file {number}" if instance_number is None else f"image {instance_number}"

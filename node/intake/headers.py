@@ -18,7 +18,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
 from node.domain.identifiers import is_usable_uid
-from node.domain.instance import InstanceHeader, SeriesHeader, Value
+from node.domain.instance import InstanceHeader, SeriesHeader, Value, group_into_series
 from node.errors import CannotUnderstand
 
 LONGEST_VALUE_BYTES: Final = 4096
@@ -75,23 +75,14 @@ def read_series_headers(paths: Iterable[Path], on_skipped: Skipped | None = None
 
     What is no DICOM instance is skipped, and told to `on_skipped`. Of several files with one SOP Instance UID the first counts.
     """
-    series: dict[str, dict[str, InstanceHeader]] = {}
+    headers = []
     for path in paths:
         try:
-            header = read_header(path)
+            headers.append(read_header(path))
         except CannotUnderstand as error:
             if on_skipped is not None:
                 on_skipped(path, str(error))
-            continue
-        series.setdefault(header.series_instance_uid, {}).setdefault(header.sop_instance_uid, header)
-    return tuple(
-        SeriesHeader(uid, tuple(sorted(instances.values(), key=_place_in_series))) for uid, instances in series.items()
-    )
-
-
-def _place_in_series(header: InstanceHeader) -> tuple[float, str]:
-    number = header.numbers("InstanceNumber")
-    return (number[0] if number else math.inf, header.sop_instance_uid)
+    return group_into_series(headers)
 
 
 def _uid(keyword: str, attributes: dict[str, tuple[Value, ...]], otherwise: tuple[Value, ...] = ()) -> str:

@@ -129,7 +129,7 @@ def test_results_reach_every_destination_as_they_lie_on_the_disk(tmp_path: Path,
     for folder in ("one", "two"):
         assert {data_set_of(path) for path in (tmp_path / folder).glob("*/*/*.dcm")} == sent
     assert {instance.calling_ae_title for instance in stored} == {"RADNODE"}
-    assert [instance.uids.sop_instance for instance in stored][0] == ct.sop_instance_uids[0], "the SEG before the SR that cites it"
+    assert stored[0].uids.sop_instance == ct.sop_instance_uids[0], "the SEG before the SR that cites it"
 
 
 def test_a_dead_destination_is_tried_again_while_another_gets_its_results(tmp_path: Path, ct: SyntheticSeries) -> None:

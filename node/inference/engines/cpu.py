@@ -27,6 +27,8 @@ def optimise_for_cpu(network: nn.Module, dtype: torch.dtype = torch.float32) -> 
     Convolutions compute and answer in `dtype`, sums are always float32; statistics of instance norms are float64.
     Equal to the plain network up to rounding: see tests/inference/test_cpu.py.
     """
+    if not torch.backends.mkldnn.is_available():
+        return network
     return _ChannelsLast(_swap(network, dtype))
 
 

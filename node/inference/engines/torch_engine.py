@@ -1,19 +1,35 @@
 """The reference engine: PyTorch, on the CPU or a CUDA device."""
 
+from typing import Final
+
 import torch
 
 from node.errors import DeviceOutOfMemory, EngineError, NonFiniteOutput
+from node.inference.engines.cpu import is_swappable, optimise_for_cpu
+
+PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class TorchEngine:
-    """A torch module in inference mode."""
+    """A torch module in inference mode.
 
-    def __init__(self, network: torch.nn.Module, *, device: str, threads: int = 0) -> None:
-        """`threads` limits torch on the CPU; 0 leaves it to torch (one a core)."""
+    On the CPU convolutions run in bfloat16 only where all of this holds: the bundle allows it (`cpu_precision`, which its author
+    sets after comparing labels with float32), the processor multiplies bfloat16 itself, and every layer is one that we swap.
+    Else, and on CUDA devices, everything is float32.
+    """
+
+    def __init__(self, network: torch.nn.Module, *, device: str, threads: int = 0, cpu_precision: str = "fp32") -> None:
+        """`threads` limits torch on the CPU; 0 leaves it to torch (one a core). The engine takes `network` over."""
         if threads:
             torch.set_num_threads(threads)
         self._device = _device(device)
-        self._network = network.eval().to(self._device)
+        self._precision = "fp32"
+        network = network.eval()
+        if self._device.type == "cpu":
+            if cpu_precision == "bf16" and multiplies_bf16() and is_swappable(network):
+                self._precision = "bf16"
+            network = optimise_for_cpu(network, PRECISIONS[self._precision])
+        self._network = network.to(self._device)
 
     def infer(self, batch: torch.Tensor) -> torch.Tensor:
         """Answers the output of the network, float32, on the CPU."""
@@ -32,11 +48,17 @@ class TorchEngine:
 
     def describe(self) -> str:
         """For example `torch 2.13.0 cpu fp32`."""
-        return f"torch {torch.__version__.partition('+')[0]} {self._device} fp32"
+        return f"torch {torch.__version__.partition('+')[0]} {self._device} {self._precision}"
 
     def close(self) -> None:
         """Drops the network."""
         self._network = torch.nn.Identity()
+
+
+def multiplies_bf16() -> bool:
+    """Answers whether this processor has instructions for products of bfloat16 (AVX512-BF16, AMX, SVE); emulated they would be slow."""
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
 
 
 def _device(name: str) -> torch.device:
