@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
@@ -15,34 +14,24 @@ from pydicom.uid import UID
 from pynetdicom.dsutils import encode, split_dataset
 
 from node.codes import StoreStatus
-from node.delivery.upper_layer import (
-    DATA_SET_FOLLOWS,
-    MAX_CONTEXTS,
-    NO_DATA_SET,
-    Command,
-    CommandElement,
-    CommandField,
-    Context,
-    Peer,
-    RequestedAssociation,
-    Timeouts,
-)
+from node.delivery.upper_layer import MAX_CONTEXTS, Context, Peer, RequestedAssociation, Timeouts
 from node.domain.identifiers import is_usable_uid
 from node.errors import DeliveryError, PeerUnreachable, StoreOutOfResources, StoreRefused
-from node.network import NATIVE_TRANSFER_SYNTAXES
+from node.network import (
+    DATA_SET_FOLLOWS,
+    NATIVE_TRANSFER_SYNTAXES,
+    NO_DATA_SET,
+    VERIFICATION,
+    CommandElement,
+    CommandField,
+    GeneralStatus,
+)
+from node.network.command import Command, number_in, text_in
 
-_VERIFICATION: Final = "1.2.840.10008.1.1"
 _EXPLICIT, _IMPLICIT, _DEFLATED, _ = NATIVE_TRANSFER_SYNTAXES
 _MEDIUM_PRIORITY: Final = 0
 _LAST_MESSAGE_ID: Final = 0xFFFF
 ECHO_TIMEOUTS: Final = Timeouts(connect_s=5.0, answer_s=5.0)
-
-
-class OtherStatus(IntEnum):
-    """Further answers to a C-STORE request, of PS3.7 Annex C."""
-
-    PROCESSING_FAILURE = 0x0110
-    DUPLICATE_SOP_INSTANCE = 0x0111
 
 
 OUT_OF_RESOURCES: Final = range(0xA700, 0xA800)
@@ -193,18 +182,18 @@ class StoreScu:
 
 def judge_status(answer: Command) -> str:
     """Answers the warning in a C-STORE response, '' for plain success; raises what a failure means (PS3.4 Table B.2-1)."""
-    status = answer.get(CommandElement.STATUS)
-    if not isinstance(status, int):
+    status = number_in(answer, CommandElement.STATUS)
+    if status is None:
         raise PeerUnreachable("the peer answered without a status")
-    comment = str(answer.get(CommandElement.ERROR_COMMENT, ""))
+    comment = text_in(answer, CommandElement.ERROR_COMMENT)
     said = f"{status:04X}" + (f": {comment}" if comment else "")
     if status == StoreStatus.SUCCESS:
         return ""
-    if status == OtherStatus.DUPLICATE_SOP_INSTANCE:
+    if status == GeneralStatus.DUPLICATE_SOP_INSTANCE:
         return f"{said}: the peer had it already"
     if status in WARNINGS:
         return said
-    if status in OUT_OF_RESOURCES or status == OtherStatus.PROCESSING_FAILURE:
+    if status in OUT_OF_RESOURCES or status == GeneralStatus.PROCESSING_FAILURE:
         raise StoreOutOfResources(f"the peer answered {said}")
     if any(status in refusal for refusal in (DATA_SET_MISMATCH, CANNOT_UNDERSTAND, GENERAL_FAILURES)):
         raise StoreRefused(f"the peer answered {said}")
@@ -247,12 +236,12 @@ def echo(host: str, port: int, called: str, calling: str) -> float:
     """
     started = time.perf_counter()
     peer = Peer(host, port, called, calling)
-    context = Context(_VERIFICATION, _IMPLICIT)
+    context = Context(VERIFICATION, _IMPLICIT)
     with RequestedAssociation(peer, [context], ECHO_TIMEOUTS) as association:
         if context not in association.accepted:
             raise StoreRefused(f"{peer} does not offer verification (C-ECHO)")
         request: Command = {
-            CommandElement.AFFECTED_SOP_CLASS_UID: _VERIFICATION,
+            CommandElement.AFFECTED_SOP_CLASS_UID: VERIFICATION,
             CommandElement.COMMAND_FIELD: CommandField.C_ECHO_RQ,
             CommandElement.MESSAGE_ID: 1,
             CommandElement.DATA_SET_TYPE: NO_DATA_SET,

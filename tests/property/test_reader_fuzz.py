@@ -12,7 +12,7 @@ from node.errors import InputError
 from node.inference.series_reader import read_series
 from tests.factories import make_ct_series, make_enhanced_ct
 
-EXAMPLES = 1500
+EXAMPLES = 60
 
 CASES = {
     "explicit": (make_ct_series, ExplicitVRLittleEndian),
@@ -45,8 +45,14 @@ def test_damage_is_named(files: tuple[Path, ...], data: st.DataObject) -> None:
         del damaged[data.draw(st.integers(0, len(damaged) - 1)) :]
     path.write_bytes(damaged)
     try:
-        assert isinstance(read_series(files), Volume)
-    except InputError as error:
-        assert str(error).endswith(".")
+        outcome = volume_or_reason(files)
     finally:
         path.write_bytes(whole)
+    assert isinstance(outcome, Volume) or outcome.endswith(".")
+
+
+def volume_or_reason(files: tuple[Path, ...]) -> Volume | str:
+    try:
+        return read_series(files)
+    except InputError as error:
+        return str(error)

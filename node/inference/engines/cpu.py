@@ -5,11 +5,14 @@ convolutions go straight to oneDNN with the channels last, where torch's own cho
 instance norm and the activation after it are done in place, piece by piece in the cache, instead of in three passes over the memory.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Final
 
 import torch
 from torch import nn
+
+_SQRT_2_OVER_PI: Final = math.sqrt(2 / math.pi)
 
 _CHUNK_ELEMENTS: Final = 1 << 18
 """A piece of activations that stays in the cache between the passes over it."""
@@ -65,7 +68,7 @@ def _fused(modules: list[nn.Module]) -> Iterator[nn.Module]:
     """Yields the modules of a Sequential, each norm or activation that follows a convolution in place: nobody else sees its input."""
     before: nn.Module | None = None
     for module in modules:
-        if isinstance(before, _InstanceNorm) and before.activation is None and isinstance(module, (nn.GELU, *_IN_PLACE)):
+        if isinstance(before, _InstanceNorm) and before.activation is None and _has_in_place_form(module):
             before.activation = _in_place(module)
             continue
         if isinstance(module, _InstanceNorm):
@@ -76,9 +79,13 @@ def _fused(modules: list[nn.Module]) -> Iterator[nn.Module]:
         yield module
 
 
+def _has_in_place_form(module: nn.Module) -> bool:
+    return isinstance(module, _IN_PLACE) or (isinstance(module, nn.GELU) and module.approximate == "tanh")
+
+
 def _in_place(activation: nn.Module) -> nn.Module:
     if isinstance(activation, nn.GELU):
-        return _GeluInPlace(activation.approximate)
+        return _TanhGelu()
     activation.inplace = True
     return activation
 
@@ -136,22 +143,21 @@ class _InstanceNorm(nn.Module):
         shift = -mean * scale
         if self.bias is not None:
             shift += self.bias
-        scratch = torch.empty(_CHUNK_ELEMENTS, dtype=torch.float32)
-        for piece in _pieces(voxels):
-            repeats = piece.shape[1] // len(scale)
-            work = scratch[: piece.numel()].view(piece.shape)
-            torch.mul(piece, scale.float().repeat(repeats), out=work)
-            work += shift.float().repeat(repeats)
+        scales, shifts = _rows_of(scale.float()), _rows_of(shift.float())
+        for piece, work in _pieces(voxels):
+            work.mul_(scales[: piece.shape[1]]).add_(shifts[: piece.shape[1]])
             piece.copy_(work if self.activation is None else self.activation(work))
 
 
-class _GeluInPlace(nn.Module):
-    def __init__(self, approximate: str) -> None:
-        super().__init__()
-        self.approximate = approximate
+class _TanhGelu(nn.Module):
+    """GELU in its tanh form, in place: x sigmoid(2 u) for u = sqrt(2 / pi) (x + 0.044715 x³).
+
+    The same as x (1 + tanh u) / 2, at half the time: torch's sigmoid is fast, its tanh is not.
+    """
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return torch.ops.aten.gelu_(batch, approximate=self.approximate)
+        gate = torch.mul(batch, batch).mul_(2 * _SQRT_2_OVER_PI * 0.044715).add_(2 * _SQRT_2_OVER_PI)
+        return batch.mul_(gate.mul_(batch).sigmoid_())
 
 
 def _moments(voxels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,19 +169,30 @@ def _moments(voxels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     sums = torch.zeros(channels, dtype=torch.float64)
     squares = torch.zeros(channels, dtype=torch.float64)
     pilot = voxels[: _CHUNK_ELEMENTS // channels].float().mean(dim=0)
-    for piece in _pieces(voxels):
-        differences = piece - pilot.repeat(piece.shape[1] // channels)
-        sums += differences.sum(dim=0).view(-1, channels).sum(dim=0, dtype=torch.float64)
-        squares += differences.square_().sum(dim=0).view(-1, channels).sum(dim=0, dtype=torch.float64)
+    pilots = _rows_of(pilot)
+    for _, work in _pieces(voxels):
+        work -= pilots[: work.shape[1]]
+        sums += work.sum(dim=0).view(-1, channels).sum(dim=0, dtype=torch.float64)
+        squares += work.square_().sum(dim=0).view(-1, channels).sum(dim=0, dtype=torch.float64)
     mean = sums / len(voxels)
     return mean + pilot, (squares / len(voxels) - mean.square()).clamp_(min=0)
 
 
-def _pieces(voxels: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yields views that cover (voxels, channels), each (rows, voxels side by side x channels) of at most _CHUNK_ELEMENTS."""
+def _pieces(voxels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yields views that cover (voxels, channels), each with a float32 copy that lives until the next one.
+
+    A view has the shape (rows, voxels side by side x channels) and at most _CHUNK_ELEMENTS elements.
+    """
     count, channels = voxels.shape
     wide = count - count % _ROW_VOXELS
     rows_at_once = max(1, _CHUNK_ELEMENTS // (_ROW_VOXELS * channels))
-    yield from voxels[:wide].view(-1, _ROW_VOXELS * channels).split(rows_at_once)
-    if wide < count:
-        yield voxels[wide:]
+    scratch = torch.empty(max(_CHUNK_ELEMENTS, _ROW_VOXELS * channels), dtype=torch.float32)
+    pieces = [*voxels[:wide].view(-1, _ROW_VOXELS * channels).split(rows_at_once), voxels[wide:]]
+    for piece in pieces:
+        if piece.numel():
+            yield piece, scratch[: piece.numel()].view(piece.shape).copy_(piece)
+
+
+def _rows_of(values: torch.Tensor) -> torch.Tensor:
+    """Answers the values of the channels for a whole row of voxels side by side."""
+    return values.repeat(_ROW_VOXELS)

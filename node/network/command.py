@@ -1,0 +1,51 @@
+"""Command sets as mappings: elements of group 0000 in Implicit VR Little Endian (PS3.7 6.3.1)."""
+
+import struct
+from collections.abc import Mapping
+
+from node.network import CommandElement
+
+Command = Mapping[int, int | str]
+"""Element number → value: numbers are US, texts UI (or another text)."""
+
+
+def encode_command(command: Command) -> bytes:
+    """Answers a command set with its group length."""
+    elements = b"".join(_encode(number, value) for number, value in sorted(command.items()))
+    return _element(CommandElement.GROUP_LENGTH, struct.pack("<I", len(elements))) + elements
+
+
+def decode_command(encoded: bytes) -> dict[int, int | str]:
+    """Answers the elements of a command set: those of two bytes as numbers, all others as texts; what is cut off is left out."""
+    command: dict[int, int | str] = {}
+    place = 0
+    while place + 8 <= len(encoded):
+        group, number, length = struct.unpack_from("<HHI", encoded, place)
+        value = encoded[place + 8 : place + 8 + length]
+        if group == 0 and len(value) == length:
+            command[number] = struct.unpack("<H", value)[0] if length == 2 else value.decode("ascii", "replace").strip("\x00 ")
+        place += 8 + length
+    return command
+
+
+def number_in(command: Command, element: CommandElement) -> int | None:
+    """Answers the value of an element, None where it is absent or no number."""
+    value = command.get(element)
+    return value if isinstance(value, int) else None
+
+
+def text_in(command: Command, element: CommandElement) -> str:
+    """Answers the value of an element, '' where it is absent or no text."""
+    value = command.get(element)
+    return value if isinstance(value, str) else ""
+
+
+def _encode(number: int, value: int | str) -> bytes:
+    if isinstance(value, int):
+        return _element(number, struct.pack("<H", value))
+    encoded = value.encode("ascii", "replace")
+    return _element(number, encoded + b"\x00" * (len(encoded) % 2))
+
+
+def _element(number: int, value: bytes) -> bytes:
+    return struct.pack("<HHI", 0, number, len(value)) + value
