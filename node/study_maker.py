@@ -212,7 +212,7 @@ def _template(stack: _Stack, digest: str, modality: str, body_part: str) -> Data
     """Answers all that the images of the series share."""
     template = Dataset()
     template.SpecificCharacterSet = "ISO_IR 192"
-    template.ImageType = ["DERIVED", "SECONDARY", "AXIAL" if modality == "CT" else "OTHER"]
+    template.ImageType = ["DERIVED", "PRIMARY", "AXIAL" if modality == "CT" else "OTHER"]
     template.SOPClassUID = CTImageStorage if modality == "CT" else MRImageStorage
     template.StudyDate = template.SeriesDate = template.ContentDate = DEMO_DATE
     template.StudyTime = template.SeriesTime = template.ContentTime = DEMO_TIME

@@ -19,7 +19,6 @@ from monai.inferers import SimpleInferer
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from scipy import ndimage
 
 from node.domain.modelcard import ModelCard, WeightsFile
 from node.domain.result import Provenance
@@ -27,6 +26,7 @@ from node.domain.volume import LabelMap, Scores, Volume
 from node.errors import BundleInvalid, NodeError
 from node.inference.engines import Engine
 from node.inference.engines.torch_engine import TorchEngine
+from node.inference.islands import fill_holes, keep_largest_component
 from node.inference.weights import require_weights
 
 IMAGE: Final = "image"
@@ -45,6 +45,8 @@ class Tail:
     """A single channel through a sigmoid, cut at one half."""
     largest_component_of: tuple[int, ...]
     """Labels of which only the largest connected component is kept."""
+    holes_filled_in: tuple[int, ...]
+    """Labels whose enclosed holes become that label, after that."""
 
 
 class Bundle:
@@ -83,6 +85,8 @@ class Bundle:
         labels = label_map.labels
         for label in self._parts.tail.largest_component_of:
             labels = keep_largest_component(labels, label)
+        for label in self._parts.tail.holes_filled_in:
+            labels = fill_holes(labels, label)
         return LabelMap(labels, label_map.source)
 
     def close(self) -> None:
@@ -116,12 +120,13 @@ def load_bundle(folder: Path, card: ModelCard, *, device: str = "cpu", threads: 
             parser = _read(folder)
             network = _network(parser, card, folder)
             parts = _parse(parser)
+            precision = str(parser.get("cpu_precision", "fp32"))
     except NodeError:
         raise
     except Exception as error:
         # A configuration can raise anything; whatever it was, the bundle is at fault and the cause is chained.
         raise BundleInvalid(f"the bundle {folder.name} cannot be built: {type(error).__name__}: {error}") from error
-    return Bundle(card, TorchEngine(network, device=device, threads=threads), parts)
+    return Bundle(card, TorchEngine(network, device=device, threads=threads, cpu_precision=precision), parts)
 
 
 def _read(folder: Path) -> ConfigParser:
@@ -152,6 +157,8 @@ def _network(parser: ConfigParser, card: ModelCard, folder: Path) -> torch.nn.Mo
     network: torch.nn.Module = parser.get_parsed_content("network_def")
     weights = card.weights[0]
     if weights.format == "safetensors":
+        if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+            raise BundleInvalid(f"network_def of {folder.name} loads TorchScript, its card names no weights of format torchscript")
         _load_safetensors(network, folder / weights.file, weights, parser.get("weights_key_map", {}))
     return network
 
@@ -190,6 +197,7 @@ def _parse(parser: ConfigParser) -> _Parts:
 def _tail(transforms: Sequence[Mapping[str, Any]]) -> tuple[Tail, bool]:
     is_probability = needs_sigmoid = False
     largest: tuple[int, ...] = ()
+    filled: tuple[int, ...] = ()
     for transform in transforms:
         name = str(transform.get("_target_", "")).rpartition(".")[2]
         if name in _OURS or transform.get("_disabled_") is True:
@@ -200,12 +208,18 @@ def _tail(transforms: Sequence[Mapping[str, Any]]) -> tuple[Tail, bool]:
             is_probability = False
         elif name == "AsDiscreted" and transform.get("threshold") == 0.5:
             is_probability = True
-        elif name == "KeepLargestConnectedComponentd":
-            applied = transform.get("applied_labels", [1])
-            largest = (applied,) if isinstance(applied, int) else tuple(applied)
+        elif name == "KeepLargestConnectedComponentd" and not filled:
+            largest = _labels_of(transform)
+        elif name == "FillHolesd":
+            filled = _labels_of(transform)
         else:
             raise BundleInvalid(f"postprocessing holds {name or 'something nameless'}, which radnode cannot do yet")
-    return Tail(is_probability, largest), needs_sigmoid
+    return Tail(is_probability, largest, filled), needs_sigmoid
+
+
+def _labels_of(transform: Mapping[str, Any]) -> tuple[int, ...]:
+    applied = transform.get("applied_labels", [1])
+    return (applied,) if isinstance(applied, int) else tuple(applied)
 
 
 def as_meta_tensor(volume: Volume) -> MetaTensor:
@@ -215,16 +229,3 @@ def as_meta_tensor(volume: Volume) -> MetaTensor:
     """
     affine = torch.from_numpy(_RAS_FROM_LPS @ volume.geometry.patient_from_voxel)
     return MetaTensor(torch.from_numpy(volume.voxels[None]), affine=affine, meta={"modality": volume.modality})
-
-
-def keep_largest_component(labels: NDArray[np.uint8], label: int) -> NDArray[np.uint8]:
-    """Answers the labels without the smaller islands of one label (neighbours share a face)."""
-    where = labels == label
-    islands, count = ndimage.label(where)
-    if count < 2:
-        return labels
-    sizes = np.bincount(islands.ravel())
-    sizes[0] = 0
-    kept = labels.copy()
-    kept[where & (islands != sizes.argmax())] = 0
-    return kept

@@ -1,0 +1,1 @@
+"""What MONAI's own transforms cannot say of this bundle."""

@@ -1,0 +1,212 @@
+"""Real studies, real weights: the volumes are right, every object passes the validators, and others read the same voxels."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from node.domain.routing import Route, StudyDecision, decide_study
+from node.domain.states import Outcome
+from node.inference.bundle import load_bundle
+from node.inference.weights import install_weights
+from node.intake.headers import read_series_headers
+from node.modelstore import load_card, load_cards
+from node.pipeline import OfflineResult, context_for, run_offline
+from tests import realdata
+from tests.conformance.validators import (
+    consistency_faults,
+    decoded_segments,
+    instance_faults,
+    iod_faults,
+    presence_faults,
+    template_faults,
+    tree_faults,
+)
+
+pytestmark = [pytest.mark.data, pytest.mark.slow, pytest.mark.timeout(600)]
+
+MODELS: Final = Path(__file__).resolve().parents[2] / "models"
+
+SUBCORTICAL_CM3: Final[Mapping[str, float]] = {
+    "Cerebral cortex": 518,
+    "Cerebral white matter": 480,
+    "Hippocampus": 7.8,
+    "Thalamus": 15.7,
+    "Caudate nucleus": 7.8,
+    "Putamen": 11.2,
+    "Brain stem": 19.6,
+    "Lateral ventricle": 12.4,
+}
+"""../shared/data/README.md: measured with the publisher's own program."""
+
+
+@dataclass(frozen=True)
+class RealCase:
+    """A study, a model, and the volumes that others measured: label → (cm3, tolerance)."""
+
+    files: Callable[[], list[Path]]
+    model: str
+    volumes_cm3: Mapping[str, tuple[float, float]]
+    weights: Mapping[str, str]
+    """File of weights in the bundle → its name in tests/realdata.py."""
+    is_regular: bool = True
+    """dcmqi describes a SEG by one grid: it cannot read tilted or uneven stacks back."""
+    notes: frozenset[str] = frozenset()
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+BRAIN: Final = {"models/net.safetensors": "mindgrab"}
+CASES: Final[Mapping[str, RealCase]] = {
+    "head CT of Debian": RealCase(lambda: files_in(realdata.head_ct_debian_dir()), "brain-extraction", {"Brain": (1504, 0.03)}, BRAIN),
+    "head CT of GE, tilted": RealCase(
+        lambda: files_in(realdata.ge_head_ct_dir()),
+        "brain-extraction",
+        {"Brain": (1536, 0.04)},
+        BRAIN,
+        is_regular=False,
+        notes=frozenset({"GantryTiltResampled", "UnevenSpacingResampled"}),
+    ),
+    "T1, a slice missing": RealCase(
+        realdata.adi_t1_files,
+        "brain-extraction",
+        {"Brain": (1521, 0.04)},
+        BRAIN,
+        is_regular=False,
+        notes=frozenset({"MissingSliceInterpolated"}),
+    ),
+    "T1, intracranial": RealCase(
+        realdata.adi_t1_files,
+        "brain-volumes-t1",
+        {"Intracranial volume": (1432, 0.02)},
+        {"models/model.pt": "deepbet", "models/bbox_model.pt": "deepbet-bbox"},
+        is_regular=False,
+        notes=frozenset({"MissingSliceInterpolated"}),
+    ),
+    "T1, structures": RealCase(
+        realdata.adi_t1_files,
+        "brain-structures-t1",
+        {label: (volume, 0.05) for label, volume in SUBCORTICAL_CM3.items()},
+        {"models/net.safetensors": "brainchop-subcortical"},
+        is_regular=False,
+        notes=frozenset({"MissingSliceInterpolated"}),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OfflineResult]:
+    """Runs a case once, whatever asks for it."""
+
+    @cache
+    def run_once(name: str) -> OfflineResult:
+        case = CASES[name]
+        folder = installed(case)
+        model = load_bundle(folder, load_card(folder))
+        context = context_for(f"test {name}", run=0, encoded_at_s=1.6e9, ae_title="TEST", device_serial_number="1")
+        try:
+            return run_offline(case.files(), model, context, tmp_path_factory.mktemp("out"), lambda *_: None)
+        finally:
+            model.close()
+
+    return run_once
+
+
+def installed(case: RealCase) -> Path:
+    """The model's folder in the repository, its weights in place."""
+    folder = MODELS / case.model
+    card = load_card(folder)
+    for weights in card.weights:
+        target = folder / weights.file
+        if not target.is_file():
+            brought = realdata.weights(case.weights[weights.file])
+            named = target.parent / ".origin" / target.name
+            named.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(brought, named)
+    origin = folder / "models" / ".origin"
+    if origin.is_dir():
+        install_weights(card, folder, origin=origin)
+        shutil.rmtree(origin)
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_volumes_are_those_that_others_measured(run: Callable[[str], OfflineResult], name: str) -> None:
+    result = run(name).result
+    assert result.outcome is Outcome.FOUND
+    found = {segment.definition.label: segment.measurements[0].value for segment in result.segments if segment.present}
+    for label, (expected_cm3, tolerance) in CASES[name].volumes_cm3.items():
+        assert found[label] == pytest.approx(expected_cm3, rel=tolerance), label
+    assert {note.code for note in result.notes} >= CASES[name].notes
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", CASES)
+def test_validators_find_no_fault(run: Callable[[str], OfflineResult], name: str) -> None:
+    done = run(name)
+    seg, sr = done.paths["seg"], done.paths["sr"]
+    assert iod_faults(seg) == []
+    assert iod_faults(sr) == []
+    assert presence_faults(seg) == []
+    assert presence_faults(sr) == []
+    assert instance_faults(seg) == []
+    assert tree_faults(sr) == []
+    assert template_faults(sr) == []
+    assert consistency_faults([*CASES[name].files(), seg, sr]) == []
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.is_regular])
+def test_dcmqi_decodes_our_own_label_map(run: Callable[[str], OfflineResult], name: str, tmp_path: Path) -> None:
+    done = run(name)
+    label_map = done.result.label_map
+    assert label_map is not None
+    (segment,) = decoded_segments(done.paths["seg"], tmp_path)
+    k, j, i = np.nonzero(segment.voxels)
+    points = segment.patient_from_index @ np.stack([i, j, k, np.ones(i.size)])
+    source = label_map.source
+    theirs = np.zeros(source.shape, dtype=bool)
+    plane = np.searchsorted(source.distances_mm, source.normal @ points[:3] - 1e-3)
+    offset = points[:3].T - source.positions_mm[plane]
+    rows = np.rint(offset @ source.column_cosine / source.row_spacing_mm).astype(int)
+    columns = np.rint(offset @ source.row_cosine / source.column_spacing_mm).astype(int)
+    theirs[plane, rows, columns] = True
+    assert np.array_equal(theirs, label_map.labels > 0)
+
+
+@pytest.mark.parametrize("name", ["T1, a slice missing", "T1, structures"])
+def test_a_report_on_incomplete_input_says_so(run: Callable[[str], OfflineResult], name: str) -> None:
+    report = dcmread(run(name).paths["sr"])
+    assert report.CompletionFlag == "PARTIAL"
+    assert "missing" in str(report.CompletionFlagDescription).lower()
+
+
+def decide(folder: Path, model: str) -> tuple[StudyDecision, dict[str, str]]:
+    """The decision on a study, and Series Description by series."""
+    series = read_series_headers(files_in(folder))
+    decision = decide_study(series, [Route("all", {}, model, ())], load_cards(MODELS))
+    return decision, {one.series_instance_uid: one.representative.text("SeriesDescription") for one in series}
+
+
+def test_the_t1_of_the_brain_study_is_chosen_and_the_t2_is_not() -> None:
+    for model in ("brain-volumes-t1", "brain-structures-t1"):
+        decision, names = decide(realdata.mr_brain_adi_dir(), model)
+        assert [names[s.series_instance_uid] for s in decision.selections] == [realdata.ADI_T1_SERIES.upper()]
+        refused = {names[v.series_instance_uid]: v.reason for v in decision.verdicts if not v.accepted}
+        assert realdata.ADI_T2_SERIES in refused
+
+
+def test_one_series_of_the_phantom_study_is_chosen_and_every_other_hears_why() -> None:
+    """Scout, 5 mm, 1 mm, 1 mm bone, dose pages: the 1 mm soft series or none at all."""
+    decision, names = decide(realdata.phantom_dir(), "brain-extraction")
+    assert len(decision.selections) <= 1
+    for uid in names:
+        if uid not in {selection.series_instance_uid for selection in decision.selections}:
+            assert decision.reason_for(uid) != "no route is configured"
