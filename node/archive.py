@@ -16,7 +16,7 @@ import structlog
 from node.domain.identifiers import is_uid
 from node.files import fsync_folder, write_durably
 from node.intake.admission import AdmissionRules
-from node.intake.association import TICK_S, ScpOptions, StorageScp
+from node.intake.association import ScpOptions, StorageScp
 from node.intake.reception import InstanceUids, StoreRequest, read_uids
 from node.intake.spool import IncomingFile, Spool
 from node.journal import Recorded
@@ -78,23 +78,13 @@ def serving_archive(
     rules = AdmissionRules(ae_title, max_associations=MAX_ASSOCIATIONS, accept_unlisted_peers=True)
     scp = StorageScp(ScpOptions(rules, host, port), spool, Archive(folder, spool, on_stored).accept)
     bound = scp.start()
-    ended = threading.Event()
-    undertaker = threading.Thread(target=_bury_until, args=(scp, ended), name="archive", daemon=True)
-    undertaker.start()
     write_durably(folder / PORT_FILE, f"{bound}\n".encode())
     log.info("archive.ready", ae_title=ae_title, host=host, port=bound, folder=str(folder))
     try:
         yield bound
     finally:
-        ended.set()
-        undertaker.join()
         scp.stop()
         log.info("archive.stopped")
-
-
-def _bury_until(scp: StorageScp, ended: threading.Event) -> None:
-    while not ended.wait(TICK_S):
-        scp.bury()
 
 
 class Archive:

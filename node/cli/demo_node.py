@@ -32,6 +32,9 @@ ARCHIVE: Final = "archive"
 START_TIMEOUT_S: Final = 120.0
 STOP_TIMEOUT_S: Final = 20.0
 POLL_S: Final = 0.2
+SILENCE_S: Final = 10.0
+"""After so long without news, the last news are told again: a long step is no hang."""
+
 LOG_TAIL_LINES: Final = 15
 WANTED: Final = ("SEG", "SR")
 
@@ -124,13 +127,18 @@ class DemoNode:
         """Waits until SEG and SR of the study are in the archive, telling each step of the node."""
         study_uid = next(str(one.StudyInstanceUID) for one in map(_read, images) if one is not None)
         deadline = time.monotonic() + self._timeout_s
-        told: set[str] = set()
+        told: list[str] = []
+        since = spoken = time.monotonic()
         while time.monotonic() < deadline:
             self._check_alive()
             for text in self._news():
                 if text not in told:
-                    told.add(text)
+                    told.append(text)
                     tell(text)
+                    since = spoken = time.monotonic()
+            if told and time.monotonic() - spoken > SILENCE_S:
+                spoken = time.monotonic()
+                tell(f"{told[-1]} (for {spoken - since:.0f} s)")
             found = self._came_back(study_uid)
             if set(WANTED) <= set(found) and self._is_delivered():
                 return self._results(found)

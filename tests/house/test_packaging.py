@@ -96,7 +96,8 @@ def test_every_model_has_a_right_card_and_a_licence() -> None:
 
 @pytest.mark.parametrize("folder", ["models", "configs", "engines"])
 def test_data_folders_are_no_packages(folder: str) -> None:
-    assert not list((ROOT / folder).rglob("__init__.py"))
+    """A bundle's own `scripts/` is MONAI's convention: imported by its configuration, never by node."""
+    assert not [path for path in (ROOT / folder).rglob("__init__.py") if path.parent.name != "scripts"]
 
 
 def test_no_weights_are_in_git() -> None:

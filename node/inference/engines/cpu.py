@@ -2,7 +2,7 @@
 
 What is gained, on two cores for a MeshNet of 25 dilated convolutions (docs/README.md of the bundle brain-extraction has figures):
 convolutions go straight to oneDNN with the channels last, where torch's own choice for one volume is to unfold it (im2col);
-instance norm and the activation after it are done in place, piece by piece in the cache, instead of in three passes over the memory.
+instance norm and the activation after it are done in place, piece by piece in the cache, on all cores side by side.
 """
 
 import math
@@ -12,10 +12,15 @@ from typing import Final
 import torch
 from torch import nn
 
+from node.inference.parallel import map_on_all_cores
+
 _SQRT_2_OVER_PI: Final = math.sqrt(2 / math.pi)
 
-_CHUNK_ELEMENTS: Final = 1 << 18
+_CHUNK_ELEMENTS: Final = 1 << 17
 """A piece of activations that stays in the cache between the passes over it."""
+
+_SHARES: Final = 64
+"""Parts of a volume of activations that the cores take one by one."""
 
 _ROW_VOXELS: Final = 64
 """Voxels side by side in one row of a piece: rows of a few channels alone would be too short for vector instructions."""
@@ -144,9 +149,13 @@ class _InstanceNorm(nn.Module):
         if self.bias is not None:
             shift += self.bias
         scales, shifts = _rows_of(scale.float()), _rows_of(shift.float())
-        for piece, work in _pieces(voxels):
-            work.mul_(scales[: piece.shape[1]]).add_(shifts[: piece.shape[1]])
-            piece.copy_(work if self.activation is None else self.activation(work))
+
+        def normalise(share: torch.Tensor) -> None:
+            for piece, work in _pieces(share):
+                work.mul_(scales[: piece.shape[1]]).add_(shifts[: piece.shape[1]])
+                piece.copy_(work if self.activation is None else self.activation(work))
+
+        map_on_all_cores(normalise, _shares(voxels))
 
 
 class _TanhGelu(nn.Module):
@@ -166,16 +175,25 @@ def _moments(voxels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Sums run over the differences to the mean of the first piece, so that a large mean does not drown a small variance.
     """
     channels = voxels.shape[1]
-    sums = torch.zeros(channels, dtype=torch.float64)
-    squares = torch.zeros(channels, dtype=torch.float64)
     pilot = voxels[: _CHUNK_ELEMENTS // channels].float().mean(dim=0)
     pilots = _rows_of(pilot)
-    for _, work in _pieces(voxels):
-        work -= pilots[: work.shape[1]]
-        sums += work.sum(dim=0).view(-1, channels).sum(dim=0, dtype=torch.float64)
-        squares += work.square_().sum(dim=0).view(-1, channels).sum(dim=0, dtype=torch.float64)
-    mean = sums / len(voxels)
-    return mean + pilot, (squares / len(voxels) - mean.square()).clamp_(min=0)
+
+    def sums_of(share: torch.Tensor) -> torch.Tensor:
+        sums = torch.zeros(2, channels, dtype=torch.float64)
+        for _, work in _pieces(share):
+            work -= pilots[: work.shape[1]]
+            sums[0] += work.sum(dim=0).view(-1, channels).sum(dim=0, dtype=torch.float64)
+            sums[1] += work.square_().sum(dim=0).view(-1, channels).sum(dim=0, dtype=torch.float64)
+        return sums
+
+    mean, square = torch.stack(map_on_all_cores(sums_of, _shares(voxels))).sum(dim=0) / len(voxels)
+    return mean + pilot, (square - mean.square()).clamp_(min=0)
+
+
+def _shares(voxels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Answers views that cover (voxels, channels), several for every core."""
+    rows = -(-len(voxels) // (_ROW_VOXELS * _SHARES))
+    return voxels.split(max(1, rows) * _ROW_VOXELS)
 
 
 def _pieces(voxels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
