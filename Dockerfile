@@ -6,7 +6,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /opt/radnode
 COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
 COPY node node
-RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" --extra-index-url https://pypi.org/simple -c constraints.txt torch \
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -c constraints.txt torch \
  && pip install --no-cache-dir -c constraints.txt .
 COPY models models
 COPY configs configs

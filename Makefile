@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := orthanc dcmtk dicom3tools libpixelmed-java default-jre-headless invesalius-examples mricron-data
 PYTEST ?=
-# Where torch comes from; https://download.pytorch.org/whl/cpu has builds without CUDA, a tenth of the size.
+# A further index for torch: PyTorch's own, https://download.pytorch.org/whl/cpu, has builds without CUDA, a tenth of the size.
 TORCH_INDEX ?=
 
 PIP   := $(BIN)/python -m pip --disable-pip-version-check
@@ -31,7 +31,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo 'setup 1/3: making $(VENV)'; $(PYTHON) -m venv $(VENV) || \
 	  { echo 'no venv module → apt-get install python3-venv'; exit 2; }; }
 	@echo 'setup 2/3: fetching and installing torch and the other libraries (some minutes the first time)'
-	@$(PIP) install --progress-bar off -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch | $(WORDS)
+	@$(PIP) install --progress-bar off -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch | $(WORDS)
 	@$(PIP) install --progress-bar off -c constraints.txt -e '.[dev]' | $(WORDS)
 	@$(BIN)/radnode --version >/dev/null
 	@touch $(STAMP)

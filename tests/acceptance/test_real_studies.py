@@ -203,10 +203,12 @@ def test_the_t1_of_the_brain_study_is_chosen_and_the_t2_is_not() -> None:
         assert realdata.ADI_T2_SERIES in refused
 
 
-def test_one_series_of_the_phantom_study_is_chosen_and_every_other_hears_why() -> None:
-    """Scout, 5 mm, 1 mm, 1 mm bone, dose pages: the 1 mm soft series or none at all."""
+def test_the_right_series_of_the_phantom_study_is_chosen_and_every_other_hears_why() -> None:
+    """Scout, 5 mm, 1 mm, dose pages: the 1 mm series."""
     decision, names = decide(realdata.phantom_dir(), "brain-extraction")
-    assert len(decision.selections) <= 1
-    for uid in names:
-        if uid not in {selection.series_instance_uid for selection in decision.selections}:
-            assert decision.reason_for(uid) != "no route is configured"
+    (chosen,) = [selection.series_instance_uid for selection in decision.selections]
+    assert names[chosen] == "STD BRAIN 1MM, IDOSE"
+    reasons = {names[uid]: decision.reason_for(uid) for uid in names if uid != chosen}
+    assert "slice spacing 1 mm against 5 mm" in reasons["STD BRAIN 5MM"]
+    assert "Secondary Capture" in reasons["EXAM SUMMARY"]
+    assert "LOCALIZER" in reasons[""]
