@@ -47,7 +47,9 @@ rgb = [60, 120, 220]
 """
 
 
-def make_bundle(models_dir: Path, name: str = "thresholds", *, version: str = "1.0.0", slow: bool = False, organ_from: float = ORGAN_FROM) -> Path:
+def make_bundle(
+    models_dir: Path, name: str = "thresholds", *, version: str = "1.0.0", slow: bool = False, organ_from: float = ORGAN_FROM
+) -> Path:
     """Writes the bundle and its card into `models_dir/name`; a slow one infers for some seconds (overlapping windows)."""
     folder = models_dir / name
     (folder / "configs").mkdir(parents=True)
@@ -76,8 +78,12 @@ def _metadata(name: str, version: str) -> dict[str, Any]:
         "task": "thresholds",
         "description": "Organ and marker by value.",
         "network_data_format": {
-            "inputs": {"image": {"type": "image", "format": "hounsfield", "num_channels": 1, "spatial_shape": ["*", "*", "*"], "dtype": "float32"}},
-            "outputs": {"pred": {"type": "image", "format": "segmentation", "num_channels": 3, "spatial_shape": ["*", "*", "*"], "dtype": "float32"}},
+            "inputs": {
+                "image": {"type": "image", "format": "hounsfield", "num_channels": 1, "spatial_shape": ["*", "*", "*"], "dtype": "float32"}
+            },
+            "outputs": {
+                "pred": {"type": "image", "format": "segmentation", "num_channels": 3, "spatial_shape": ["*", "*", "*"], "dtype": "float32"}
+            },
         },
     }
 
@@ -105,7 +111,14 @@ def _inference(slow: bool) -> dict[str, Any]:
         "postprocessing": {
             "_target_": "Compose",
             "transforms": [
-                {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "@image_key", "nearest_interp": False, "to_tensor": True},
+                {
+                    "_target_": "Invertd",
+                    "keys": "pred",
+                    "transform": "@preprocessing",
+                    "orig_keys": "@image_key",
+                    "nearest_interp": False,
+                    "to_tensor": True,
+                },
                 {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
             ],
         },

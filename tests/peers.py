@@ -63,7 +63,13 @@ def wait_until(condition: Any, what: str, timeout_s: float = START_TIMEOUT_S) ->
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, errors="replace", check=False, timeout=TOOL_TIMEOUT_S, env={**os.environ, **(environment or {})}
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=TOOL_TIMEOUT_S,
+        env={**os.environ, **(environment or {})},
     )
 
 

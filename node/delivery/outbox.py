@@ -3,8 +3,10 @@
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, Self
 
@@ -27,10 +29,11 @@ log = structlog.get_logger("radnode")
 
 def run_courier(config: Config, stop: threading.Event) -> None:
     """Delivers until `stop`, one thread per destination, so that a dead archive never delays another."""
+    state_dir = config.node.state_dir
     couriers = [
         threading.Thread(
-            target=_deliver_until,
-            args=(config.node.state_dir, Destination.of(config, name), stop),
+            target=_work_until,
+            args=(stop, state_dir, partial(_deliver, Destination.of(config, name))),
             name=f"courier {name}",
             daemon=True,  # a peer that holds the line must not hold the node
         )
@@ -38,14 +41,34 @@ def run_courier(config: Config, stop: threading.Event) -> None:
     ]
     for courier in couriers:
         courier.start()
-    connection = open_database(config.node.state_dir)
-    outbox = OutboxJournal(connection)
-    while not stop.wait(POLL_S):
-        refuse_unknown_destinations(outbox, frozenset(config.peers), time.time())
-    connection.close()
+    _work_until(stop, state_dir, partial(_refuse_unknown, frozenset(config.peers)))
     deadline = time.monotonic() + STOP_GRACE_S
     for courier in couriers:
         courier.join(max(0.0, deadline - time.monotonic()))
+
+
+def _work_until(stop: threading.Event, state_dir: Path, work: Callable[[OutboxJournal, threading.Event], None]) -> None:
+    while not stop.is_set():
+        try:
+            with closing(open_database(state_dir)) as connection:
+                work(OutboxJournal(connection), stop)
+        except Exception:
+            # The boundary of this thread: whatever it was, the other deliveries and the next attempt must not suffer from it.
+            # The connection is closed over it: it may still be inside a transaction that failed, and hold everybody up.
+            log.exception("courier.failed", thread=threading.current_thread().name)
+            stop.wait(PAUSE_AFTER_SURPRISE_S)
+
+
+def _deliver(destination: "Destination", outbox: OutboxJournal, stop: threading.Event) -> None:
+    courier = Courier(outbox, destination)
+    while not stop.wait(POLL_S):
+        while not stop.is_set() and courier.deliver_due(time.time(), stop):
+            pass
+
+
+def _refuse_unknown(known: frozenset[str], outbox: OutboxJournal, stop: threading.Event) -> None:
+    while not stop.wait(POLL_S):
+        refuse_unknown_destinations(outbox, known, time.time())
 
 
 def refuse_unknown_destinations(outbox: OutboxJournal, known: frozenset[str], now_s: float) -> None:
@@ -69,20 +92,6 @@ class Destination:
         """Answers a peer of the configuration as destination."""
         section = config.peers[name]
         return cls(name, Peer(section.host, section.port, section.ae_title, config.node.ae_title), section.retry.as_policy())
-
-
-def _deliver_until(state_dir: Path, destination: Destination, stop: threading.Event) -> None:
-    connection = open_database(state_dir)
-    courier = Courier(OutboxJournal(connection), destination)
-    while not stop.wait(POLL_S):
-        try:
-            while not stop.is_set() and courier.deliver_due(time.time(), stop):
-                pass
-        except Exception:
-            # The boundary of this thread: whatever it was, the other deliveries and the next attempt must not suffer from it.
-            log.exception("courier.failed", destination=destination.name)
-            stop.wait(PAUSE_AFTER_SURPRISE_S)
-    connection.close()
 
 
 class Courier:
@@ -152,9 +161,7 @@ class Courier:
         match decision:
             case RetryAt(when_s):
                 self._outbox.postpone(delivery.delivery_id, until_s=when_s, now_s=now_s, reason=str(error))
-                log.warning(
-                    "delivery.postponed", **_facts(delivery), attempts=attempts, reason=str(error), wait_s=round(when_s - now_s, 1)
-                )
+                log.warning("delivery.postponed", **_facts(delivery), attempts=attempts, reason=str(error), wait_s=round(when_s - now_s, 1))
             case GiveUp(reason):
                 self._outbox.give_up(delivery.delivery_id, now_s=now_s, reason=f"{reason}; last: {error}")
                 log.error("delivery.given_up", **_facts(delivery), attempts=attempts, reason=str(error))

@@ -42,9 +42,7 @@ class SendSummary:
         return tuple(outcome for outcome in self.outcomes if outcome.error is not None)
 
 
-def send_paths(
-    peer: Peer, paths: Sequence[Path], *, on_outcome: OnOutcome | None = None, timeouts: Timeouts | None = None
-) -> SendSummary:
+def send_paths(peer: Peer, paths: Sequence[Path], *, on_outcome: OnOutcome | None = None, timeouts: Timeouts | None = None) -> SendSummary:
     """Sends every DICOM file below `paths` to a peer; what fails is told in the summary, nothing is raised for it."""
     started = time.perf_counter()
     files: list[Part10File] = []

@@ -7,7 +7,6 @@ for a lost one.
 
 import contextlib
 import socket
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from node.network import (
     PduType,
 )
 from node.network.command import Command, decode_command, encode_command
-from node.network.link import PDV_HEAD_BYTES, Link, LinkBroken, pdu, words_of
+from node.network.link import MALFORMED_PDU, PDV_HEAD_BYTES, Link, LinkBroken, pdu, words_of
 
 MAX_CONTEXTS: Final = 128
 """Presentation context IDs are the odd numbers 1 to 255 (PS3.8 9.3.2.2)."""
@@ -116,7 +115,9 @@ class RequestedAssociation:
             if kind == PduType.ASSOCIATE_RJ:
                 raise self._rejection(pdu(PduType.ASSOCIATE_RJ, bytes(body)))
             if kind != PduType.ASSOCIATE_AC:
-                raise self._link.broken("aborted the association" if kind == PduType.ABORT else f"answered the association request with PDU {kind}")
+                raise self._link.broken(
+                    "aborted the association" if kind == PduType.ABORT else f"answered the association request with PDU {kind}"
+                )
             try:
                 acceptance = A_ASSOCIATE_AC()
                 acceptance.decode(pdu(PduType.ASSOCIATE_AC, bytes(body)))
@@ -127,7 +128,7 @@ class RequestedAssociation:
                     if context.result == CONTEXT_ACCEPTED
                 }
                 limit = answer.maximum_length_received or LONGEST_FRAGMENT_BYTES
-            except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, struct.error) as error:
+            except MALFORMED_PDU as error:
                 raise self._link.broken(f"sent an acceptance that cannot be read ({type(error).__name__})") from error
         self.accepted = {context: number for number, context in _numbered(contexts) if syntaxes.get(number) == context.transfer_syntax_uid}
         self._max_fragment = max(2, (min(limit, LONGEST_FRAGMENT_BYTES) - PDV_HEAD_BYTES) & ~1)
@@ -137,7 +138,7 @@ class RequestedAssociation:
         try:
             rejection.decode(encoded)
             why = f"{self._peer} rejects the association: {rejection.reason_str} ({rejection.source_str})"
-        except (ValueError, LookupError, struct.error):
+        except MALFORMED_PDU:
             why = f"{self._peer} rejects the association for a reason that the standard does not know"
         self._link.close()
         return AssociationRejectedTransient(why) if rejection.result == REJECTED_TRANSIENT else AssociationRejected(why)
@@ -226,7 +227,11 @@ def _associate_request(peer: Peer, contexts: Sequence[Context]) -> bytes:
         one.context_id = number
         proposed.append(one)
     request.presentation_context_definition_list = proposed
-    length, implementation, version = MaximumLengthNotification(), ImplementationClassUIDNotification(), ImplementationVersionNameNotification()
+    length, implementation, version = (
+        MaximumLengthNotification(),
+        ImplementationClassUIDNotification(),
+        ImplementationVersionNameNotification(),
+    )
     length.maximum_length_received = OUR_MAX_PDU_BYTES
     implementation.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     version.implementation_version_name = IMPLEMENTATION_VERSION_NAME

@@ -23,8 +23,8 @@ from node.domain.result import Result
 from node.evidence.context import EvidenceContext
 from node.evidence.exact import copy_exactly, new_item
 from node.evidence.header import restore_identity
+from node.network import IMPLEMENTATION_VERSION_NAME
 
-IMPLEMENTATION_VERSION_NAME: Final = f"RADNODE_{__version__}"[:16]
 LONG_STRING: Final = 64
 """Characters in a Long String (PS3.5 Table 6.2-1)."""
 

@@ -31,11 +31,16 @@ def map_on_all_cores(work: Callable[[Item], Answer], items: Iterable[Item]) -> l
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Answers a pool whose threads let torch use no threads of its own.
 
-    torch remembers the number for each thread, and the last number set for threads that are still to come: so all of the pool's
-    threads are started here, and the number is set back.
+    torch remembers the last number set for threads that are still to come: so all of the pool's threads are started here, and
+    the number is set back.
     """
     all_started = threading.Barrier(threads)
-    pool = ThreadPoolExecutor(threads, "radnode-torch", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, "radnode-torch", initializer=_work_alone)
     list(pool.map(lambda _: all_started.wait(), range(threads)))
     torch.set_num_threads(threads)
     return pool
+
+
+def _work_alone() -> None:
+    torch.get_num_threads()  # a thread's first call takes over the number of the process: it must not come after the next line
+    torch.set_num_threads(1)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from node.domain.volume import Scores, SourceGrid
+from node.inference.parallel import map_on_all_cores
 
 MARGIN_INDICES: Final = 2
 """The box of a class is widened by this many indices of the network's grid: linear sampling reaches one, rounding another."""
@@ -25,7 +26,7 @@ def restore_labels(scores: Scores, source: SourceGrid) -> NDArray[np.uint8]:
     """Answers the label of every source pixel, uint8, shape `source.shape`; 0 where the network's grid does not reach.
 
     A class can win between two points of the network's grid where it wins at neither; such pixels outside the class's box
-    are not looked at. Peak memory: the labels and one running maximum for a plane.
+    are not looked at. Peak memory: the labels, and one running maximum for each plane at work (one a core).
     """
     values = torch.from_numpy(np.ascontiguousarray(scores.values))
     if scores.is_probability:
@@ -40,10 +41,11 @@ def restore_labels(scores: Scores, source: SourceGrid) -> NDArray[np.uint8]:
     union = [min(low) for low in zip(*([axis[0] for axis in box] for box in boxes.values()), strict=True)]
     union_high = [max(high) for high in zip(*([axis[1] for axis in box] for box in boxes.values()), strict=True)]
     everything_mm = _corners_mm(tuple(zip(union, union_high, strict=True)), scores.patient_from_index)
-    for plane_index in range(len(source.planes)):
+
+    def label_plane(plane_index: int) -> None:
         window = _window(everything_mm, source, plane_index)
         if window is None:
-            continue
+            return
         index_from_pixel = index_from_patient[:3] @ source.patient_from_pixel(plane_index)
         sampler = _PlaneSampler(values, index_from_pixel, window)
         best = sampler.sample(0, window)
@@ -54,6 +56,8 @@ def restore_labels(scores: Scores, source: SourceGrid) -> NDArray[np.uint8]:
                 sampler.contest(label, inner, best, label_here)
         (r0, r1), (c0, c1) = window
         labels[plane_index, r0:r1, c0:c1] = label_here.numpy()
+
+    map_on_all_cores(label_plane, range(len(source.planes)))
     return labels
 
 

@@ -1,38 +1,39 @@
-"""The listener: pynetdicom negotiates and parses, data sets go straight into files, every end of an association is noticed."""
+"""The listener: takes connections, lets a conversation run on each, notices the end of every one of them."""
 
 import contextlib
 import socket
-import socketserver
-import sqlite3
 import threading
 import time
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
 
 import structlog
-from pydicom.uid import UID
-from pynetdicom import AE, _config, evt
-from pynetdicom.association import Association
-from pynetdicom.transport import ThreadedAssociationServer
 
-from node.codes import IMPLEMENTATION_CLASS_UID
 from node.config import Config
 from node.errors import NodeError
 from node.files import write_durably
 from node.intake.admission import AdmissionRules, Caller, KnownSender, Refusal, judge_caller, judge_load, plain_address
-from node.intake.arriving import SpoolingDimse, calling_ae_title
 from node.intake.contexts import supported_contexts
-from node.intake.handlers import Accept, on_c_echo, on_c_store
+from node.intake.conversation import Conversation, Services
+from node.intake.handlers import Accept
 from node.intake.reception import Intake
 from node.intake.spool import Spool
 from node.journal import ReceivedJournal, open_database
-from node.network import IMPLEMENTATION_VERSION_NAME, Rejection, prepare_socket
+from node.network import hang_up
+from node.network.link import Link, LinkBroken
 
-TICK_S: Final = 0.1
+TICK_S: Final = 1.0
 ACCEPT_POLL_S: Final = 0.1
-ACSE_TIMEOUT_S: Final = 30.0
-STOP_GRACE_S: Final = 1.0
+BACKLOG: Final = 64
+SPARE_CONNECTIONS: Final = 32
+"""Beyond the limit of associations: peers that are about to be rejected, or have yet to say what they want."""
+
+LONGEST_PDU_BYTES: Final = 1 << 22
+"""A PDU may be longer than we asked for; what is longer than this is no DICOM."""
+
+LINGER_S: Final = 2.0
+STOP_GRACE_S: Final = 2.0
 
 log = structlog.get_logger("radnode")
 
@@ -52,37 +53,19 @@ class ScpOptions:
     max_pdu_bytes: int = 262144
 
 
-@dataclass(slots=True)
-class Tracked:
-    """A connection that was opened, until its thread is dead and its end is noted."""
-
-    association: Association
-    link: socket.socket
-    dimse: SpoolingDimse
-    opened_s: float = field(default_factory=time.monotonic)
-    admitted: bool = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it counts against the limit."""
-        return self.admitted and self.association.is_alive() and not (self.association.is_released or self.association.is_aborted)
-
-
-class _Server(ThreadedAssociationServer):
-    """Takes connections from a queue that is long enough for a burst of associations."""
-
-    request_queue_size = 64
-
-
 class StorageScp:
-    """A storage and verification SCP on a port of this machine; what arrives goes to `accept`."""
+    """A storage and verification SCP on a port of this machine; what arrives goes to `accept`.
 
-    def __init__(self, options: ScpOptions, spool: Spool, accept: Accept) -> None:
+    `on_end` is called with the name of every association over which something arrived, in its thread, when it has ended.
+    """
+
+    def __init__(self, options: ScpOptions, spool: Spool, accept: Accept, on_end: Callable[[str], None] | None = None) -> None:
         self._options = options
-        self._spool = spool
-        self._accept = accept
-        self._tracked: dict[str, Tracked] = {}
+        self._on_end = on_end
+        self._services = Services(spool, accept, self._admit, options.network_timeout_s, options.max_pdu_bytes)
+        self._open: dict[Conversation, threading.Thread] = {}
         self._one_admission = threading.Lock()
+        self._stopping = threading.Event()
 
     def start(self) -> int:
         """Opens the port; answers its number.
@@ -92,125 +75,111 @@ class StorageScp:
         CannotListen
             When the address cannot be had.
         """
-        _config.LOG_HANDLER_LEVEL = "none"  # its handlers spend time on lines that nobody reads
-        options = self._options
-        entity = AE(ae_title=options.rules.ae_title)
-        entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-        entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        entity.maximum_pdu_size = options.max_pdu_bytes
-        entity.maximum_associations = 1 << 16  # ours is judged in `_on_requested`, where it can be told
-        entity.network_timeout = entity.dimse_timeout = options.network_timeout_s
-        entity.acse_timeout = min(ACSE_TIMEOUT_S, options.network_timeout_s)
-        handlers: list[evt.EventHandlerType] = [
-            (evt.EVT_CONN_OPEN, self._on_connection),
-            (evt.EVT_REQUESTED, self._on_requested),
-            (evt.EVT_C_STORE, partial(on_c_store, accept=self._accept)),
-            (evt.EVT_C_ECHO, on_c_echo),
-        ]
+        supported_contexts()  # takes a moment, which the first sender need not wait for
+        host, port = self._options.host, self._options.port
         try:
-            self._server = entity.make_server(
-                (options.host, options.port), evt_handlers=handlers, contexts=supported_contexts(), server_class=_Server
-            )
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self._server = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except OSError as error:
-            raise CannotListen(f"cannot listen on {options.host}:{options.port}: {error.strerror or error}") from error
-        threading.Thread(target=self._server.serve_forever, args=(ACCEPT_POLL_S,), name="listener", daemon=True).start()
-        return int(self._server.server_address[1])
+            raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        self._server.settimeout(ACCEPT_POLL_S)
+        threading.Thread(target=self._take_connections, name="listener", daemon=True).start()
+        return int(self._server.getsockname()[1])
 
-    def _on_connection(self, event: evt.Event) -> None:
-        """Prepares an association before its thread starts."""
-        association = event.assoc
-        association.name = f"AcceptorThread@{time.time_ns()}-{id(association):x}"  # pynetdicom looks for the first part
-        link = _link_of(association)
-        prepare_socket(link, self._options.network_timeout_s)
-        association.dimse = dimse = SpoolingDimse(association, link, self._spool)
-        self._tracked[association.name] = Tracked(association, link, dimse)
+    def _take_connections(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._take_connection(*self._server.accept())
+            except TimeoutError:
+                continue
+            except (OSError, RuntimeError) as error:  # no descriptor or no thread to be had, or the peer is gone already
+                if not self._stopping.is_set():
+                    log.warning("listener.no_connection", reason=str(error))
+                    time.sleep(ACCEPT_POLL_S)
 
-    def _on_requested(self, event: evt.Event) -> None:
-        caller = Caller(
-            calling_ae_title=calling_ae_title(event.assoc),
-            called_ae_title=_called_ae_title(event.assoc),
-            address=str(event.assoc.requestor.address),
-        )
-        refusal: Refusal | None = Refusal(Rejection.CALLING_AE_TITLE, "it could not be judged")  # whatever happens below
+    def _take_connection(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
+        if len(self._open) >= self._options.rules.max_associations + SPARE_CONNECTIONS:
+            connection.close()
+            return
+        longest = max(LONGEST_PDU_BYTES, self._options.max_pdu_bytes)
         try:
-            refusal = judge_caller(caller, self._options.rules, resolve) or self._admit(event.assoc)
+            link = Link(connection, timeout_s=self._options.network_timeout_s, longest_pdu_bytes=longest)
+        except OSError:
+            connection.close()
+            raise
+        conversation = Conversation(link, str(address[0]), self._services)
+        thread = threading.Thread(target=self._converse, args=(conversation,), name=f"association {conversation.name}", daemon=True)
+        self._open[conversation] = thread
+        try:
+            thread.start()
+        except RuntimeError:
+            del self._open[conversation]
+            connection.close()
+            raise
+
+    def _converse(self, conversation: Conversation) -> None:
+        started_s = time.monotonic()
+        end = "failed"
+        try:
+            conversation.run()
+            end = "released" if conversation.released else "aborted"
+        except LinkBroken as error:
+            end = f"the peer {error}"
         finally:
-            if refusal is not None:
-                log.warning(
-                    "association.rejected", reason=refusal.reason, calling_ae_title=caller.calling_ae_title, address=caller.address
-                )
-                event.assoc.acse.send_reject(*refusal.rejection.value)
-                event.assoc.kill()
-
-    def _admit(self, association: Association) -> Refusal | None:
-        with self._one_admission:
-            refusal = judge_load(sum(tracked.is_open for tracked in list(self._tracked.values())), self._options.rules)
-            self._tracked[association.name].admitted = refusal is None
-        return refusal
-
-    def bury(self) -> list[str]:
-        """Answers the associations that have ended since the last call, however they ended; nothing of them is left."""
-        ended = [name for name, tracked in list(self._tracked.items()) if tracked.association.ident and not tracked.association.is_alive()]
-        for name in ended:
-            tracked = self._tracked.pop(name)
-            tracked.dimse.end()
-            if tracked.admitted:
+            self._open.pop(conversation, None)
+            if conversation.instances and self._on_end is not None:
+                self._on_end(conversation.name)
+            if conversation.admitted:
                 log.info(
                     "association.ended",
-                    calling_ae_title=calling_ae_title(tracked.association),
-                    released=tracked.association.is_released,
-                    instances=tracked.dimse.instances,
-                    megabytes=round(tracked.dimse.size_bytes / 1e6, 3),
-                    elapsed_s=round(time.monotonic() - tracked.opened_s, 3),
+                    calling_ae_title=conversation.calling_ae_title,
+                    end=end,
+                    instances=conversation.instances,
+                    megabytes=round(conversation.size_bytes / 1e6, 3),
+                    elapsed_s=round(time.monotonic() - started_s, 3),
                 )
-        return ended
+            _close_after_peer(conversation.link)
 
-    def stop(self) -> list[str]:
-        """Closes the port and ends what is open; answers the associations that ended."""
-        socketserver.BaseServer.shutdown(self._server)
-        self._server.server_close()
-        for tracked in list(self._tracked.values()):
-            if tracked.association.is_established:
-                tracked.association.abort(block=False)
-            else:
-                _hang_up(tracked.link)
-        ended = self._bury_all()
-        for tracked in list(self._tracked.values()):  # a peer that was told and stays on the line
-            _hang_up(tracked.link)
-        return ended + self._bury_all()
+    def _admit(self, caller: Caller, conversation: Conversation) -> Refusal | None:
+        refusal = judge_caller(caller, self._options.rules, resolve)
+        if refusal is not None:
+            return refusal
+        with self._one_admission:
+            refusal = judge_load(sum(one.is_open for one in list(self._open)), self._options.rules)
+            conversation.admitted = refusal is None
+        return refusal
 
-    def _bury_all(self) -> list[str]:
-        ended = self.bury()
+    def stop(self) -> None:
+        """Closes the port and ends what is open: an instance that has arrived whole gets its answer, the rest is dropped."""
+        self._stopping.set()
+        self._server.close()
+        threads = dict(self._open)
+        for conversation in threads:
+            conversation.stopping = True
+            hang_up(conversation.link.socket, socket.SHUT_RD)
         deadline = time.monotonic() + STOP_GRACE_S
-        while self._tracked and time.monotonic() < deadline:
-            time.sleep(0.02)
-            ended += self.bury()
-        return ended
+        for conversation, thread in threads.items():
+            thread.join(max(0.0, deadline - time.monotonic()))
+            hang_up(conversation.link.socket)
+        for thread in threads.values():
+            thread.join(max(0.0, deadline + STOP_GRACE_S / 2 - time.monotonic()))
+
+
+def _close_after_peer(link: Link) -> None:
+    """Closes when the peer has: a connection that is closed over bytes on their way takes our last word with it."""
+    if link.is_open:
+        with contextlib.suppress(OSError):
+            link.limit_waits(LINGER_S)
+            link.socket.recv(1)
+    link.close()
 
 
 def resolve(host: str) -> frozenset[str]:
     """Answers the IP addresses of a host, none where the name is unknown."""
     try:
         return frozenset(plain_address(str(found[4][0])) for found in socket.getaddrinfo(host, None))
-    except OSError:
+    except (OSError, UnicodeError):
         return frozenset()
-
-
-def _link_of(association: Association) -> socket.socket:
-    transport = association.dul.socket
-    if transport is None or transport.socket is None:
-        raise ConnectionError("the connection is closed")
-    return transport.socket
-
-
-def _called_ae_title(association: Association) -> str:
-    request = association.requestor.primitive
-    return str(request.called_ae_title).strip() if request is not None else ""
-
-
-def _hang_up(link: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it may be closed already
-        link.shutdown(socket.SHUT_RDWR)
 
 
 def run_listener(config: Config, stop: threading.Event) -> None:
@@ -219,30 +188,17 @@ def run_listener(config: Config, stop: threading.Event) -> None:
     spool = Spool(state_dir / "spool", refuse_below_free_bytes=int(config.listener.refuse_below_free_gib * (1 << 30)))
     swept = spool.prepare()
     connection = open_database(state_dir)
-    journal = ReceivedJournal(connection)
-    journal.clear_associations()
-    scp = StorageScp(options_from(config), spool, Intake(state_dir, spool).accept)
+    ReceivedJournal(connection).clear_associations()
+    connection.close()
+    intake = Intake(state_dir, spool)
+    scp = StorageScp(options_from(config), spool, intake.accept, intake.end_association)
     port = scp.start()
     write_durably(state_dir / "run" / "listener.port", f"{port}\n".encode())
     log.info("listener.ready", ae_title=config.node.ae_title, host=config.listener.host, port=port, swept=swept)
-    ended: list[str] = []
     while not stop.wait(TICK_S):
-        ended = _note_ends(journal, ended + scp.bury())
-    _note_ends(journal, ended + scp.stop())
-    connection.close()
+        intake.end_what_is_left()
+    scp.stop()
     log.info("listener.stopped")
-
-
-def _note_ends(journal: ReceivedJournal, ended: list[str]) -> list[str]:
-    """Tells the journal which associations have ended; answers those that it could not take now."""
-    while ended:
-        try:
-            journal.close_association(ended[0])
-        except sqlite3.OperationalError as error:
-            log.warning("journal.busy", reason=str(error))
-            return ended
-        ended = ended[1:]
-    return ended
 
 
 def options_from(config: Config) -> ScpOptions:

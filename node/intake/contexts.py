@@ -5,9 +5,8 @@ from typing import Final
 
 from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from pynetdicom.presentation import PresentationContext, build_context
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from node.network import NATIVE_TRANSFER_SYNTAXES
+from node.network import NATIVE_TRANSFER_SYNTAXES, VERIFICATION
 
 _LOSSLESS: Final = (
     "1.2.840.10008.1.2.5",  # RLE
@@ -21,22 +20,17 @@ _LOSSLESS: Final = (
 _RETIRED_JPEG: Final = tuple(f"1.2.840.10008.1.2.4.{number}" for number in (52, 53, 54, 55, 56, 58, 59, 60, 61, 62, 63, 64, 65, 66))
 
 TRANSFER_SYNTAXES: Final = tuple(
-    dict.fromkeys((*NATIVE_TRANSFER_SYNTAXES[:2], *_LOSSLESS, *NATIVE_TRANSFER_SYNTAXES[2:], *map(str, ALL_TRANSFER_SYNTAXES), *_RETIRED_JPEG))
+    dict.fromkeys(
+        (*NATIVE_TRANSFER_SYNTAXES[:2], *_LOSSLESS, *NATIVE_TRANSFER_SYNTAXES[2:], *map(str, ALL_TRANSFER_SYNTAXES), *_RETIRED_JPEG)
+    )
 )
 """All that we take, what we would rather have first: native, then lossless, then the rest. The choice matters only when a sender
 offers several in one context; the retired JPEG processes cannot be decoded, but are kept and answered with a reason."""
 
 
 @cache
-def supported_contexts() -> "SharedContexts":
+def supported_contexts() -> tuple[PresentationContext, ...]:
     """Answers what this node accepts: verification, and every storage SOP class in every transfer syntax."""
     classes = [context.abstract_syntax for context in AllStoragePresentationContexts]
     storage = [build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in classes if sop_class]
-    return SharedContexts([build_context(Verification), *storage])
-
-
-class SharedContexts(list[PresentationContext]):
-    """The supported contexts, which nobody changes: pynetdicom copies them for every association, in 47 ms."""
-
-    def __deepcopy__(self, _memo: object) -> "SharedContexts":
-        return self
+    return (build_context(VERIFICATION), *storage)

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final
 
+import structlog
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
@@ -31,11 +32,16 @@ _NEEDED: Final = (_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIE
 HEAD_BYTES: Final = 1 << 22
 """How much of a deflated data set is inflated to find its UIDs: a few kB can stand for gigabytes."""
 
-_DEFLATED: Final = frozenset({
-    "1.2.840.10008.1.2.1.99",  # Deflated Explicit VR Little Endian
-    "1.2.840.10008.1.2.4.95",  # JPIP Referenced Deflate
-    "1.2.840.10008.1.2.4.205",  # JPIP HTJ2K Referenced Deflate
-})
+_DEFLATED: Final = frozenset(
+    {
+        "1.2.840.10008.1.2.1.99",  # Deflated Explicit VR Little Endian
+        "1.2.840.10008.1.2.4.95",  # JPIP Referenced Deflate
+        "1.2.840.10008.1.2.4.205",  # JPIP HTJ2K Referenced Deflate
+    }
+)
+
+
+log = structlog.get_logger("radnode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class Intake:
         self._state_dir = state_dir
         self._spool = spool
         self._of_thread = threading.local()
+        self._left_open: list[str] = []
         # Writers queue here and not at the database, where they would sleep and poll.
         self._one_writer = threading.Lock()
 
@@ -108,6 +115,23 @@ class Intake:
         except (sqlite3.Error, JournalUnusable) as error:
             self.close_connection()  # it may still be inside the transaction that failed
             raise OutOfResources(f"the journal cannot be written: {error}") from error
+
+    def end_association(self, association: str) -> None:
+        """Notes that an association has ended; called in its thread, as the last thing."""
+        try:
+            with self._one_writer:
+                ReceivedJournal(self._connection()).close_association(association)
+        except (sqlite3.Error, JournalUnusable) as error:
+            log.warning("journal.busy", reason=str(error))
+            self._left_open.append(association)
+        finally:
+            self.close_connection()
+
+    def end_what_is_left(self) -> None:
+        """Tries again to note the ends that the journal did not take."""
+        left, self._left_open = self._left_open, []
+        for association in left:
+            self.end_association(association)
 
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._of_thread, "connection", None)
@@ -158,9 +182,7 @@ def _read_needed(incoming: IncomingFile, transfer_syntax_uid: str, *, stop_after
             data_set: BinaryIO = stream
             if syntax in _DEFLATED:
                 data_set = BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(HEAD_BYTES), HEAD_BYTES))
-            return read_dataset(
-                data_set, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=is_behind, specific_tags=list(_NEEDED)
-            )
+            return read_dataset(data_set, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=is_behind, specific_tags=list(_NEEDED))
     except OSError as error:
         raise OutOfResources(f"the spool cannot be read: {error.strerror}") from error
     except MALFORMED as error:

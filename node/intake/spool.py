@@ -87,7 +87,7 @@ class IncomingFile:
         """Whether it has been neither kept nor discarded."""
         return self._stream is not None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Takes the next bytes of the data set."""
         if self._stream is None:
             return

@@ -104,10 +104,11 @@ def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield connection
+        connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a failed commit leaves it open, and with it the lock that all others wait for
+            connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
 
 
 def record_step(connection: sqlite3.Connection, key: str, before: State | None, after: State, *, now_s: float, reason: str = "") -> None:

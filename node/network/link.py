@@ -12,6 +12,11 @@ PDU_HEAD_BYTES: Final = 6
 PDV_HEAD_BYTES: Final = 6
 SMALLEST_BUFFER_BYTES: Final = 1 << 16
 
+MALFORMED_PDU: Final = (
+    ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError, RuntimeError, struct.error,
+)  # fmt: skip
+"""What pynetdicom's codecs raise when they meet what is no PDU."""
+
 
 class LinkBroken(Exception):
     """The connection is over, or what came over it is no DICOM; the text says which, from the peer's side: `closed the connection`."""

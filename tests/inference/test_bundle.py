@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from node.errors import BundleInvalid, EngineError
-from node.inference.bundle import keep_largest_component, load_bundle
+from node.inference.bundle import load_bundle
 from node.inference.restore import restore_labels
 from node.inference.series_reader import read_series
 from node.modelstore import load_card
@@ -55,8 +55,8 @@ def test_weights_that_do_not_fit_the_network_are_refused(tmp_path: Path) -> None
 
 def test_an_unknown_postprocessing_is_refused_by_name(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "models")
-    edit(folder, postprocessing={"_target_": "Compose", "transforms": [{"_target_": "FillHolesd", "keys": "pred"}]})
-    with pytest.raises(BundleInvalid, match="FillHolesd"):
+    edit(folder, postprocessing={"_target_": "Compose", "transforms": [{"_target_": "MedianSmoothd", "keys": "pred"}]})
+    with pytest.raises(BundleInvalid, match="MedianSmoothd"):
         load_bundle(folder, load_card(folder))
 
 
@@ -74,12 +74,9 @@ def test_an_absent_device_says_what_to_do(tmp_path: Path) -> None:
         load_bundle(folder, load_card(folder), device="cuda:0")
 
 
-def test_only_the_largest_island_is_kept() -> None:
-    labels = np.zeros((4, 8, 8), dtype=np.uint8)
-    labels[1:3, 1:5, 1:5] = 1
-    labels[0, 7, 7] = 1
-    labels[3, 0, 0] = 2
-    kept = keep_largest_component(labels, 1)
-    assert (kept == 1).sum() == 32
-    assert kept[3, 0, 0] == 2
-    assert labels[0, 7, 7] == 1, "the input is left alone"
+def test_torchscript_is_refused_unless_the_card_says_so(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "models")
+    torch.jit.save(torch.jit.script(torch.nn.Conv3d(1, 3, 1)), folder / "models" / "other.pt")
+    edit(folder, network_def="$torch.jit.load(@bundle_root + '/models/other.pt')", imports=["$import torch"])
+    with pytest.raises(BundleInvalid, match="its card names no weights of format torchscript"):
+        load_bundle(folder, load_card(folder))

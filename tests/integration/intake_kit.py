@@ -122,7 +122,7 @@ class RawSender(RequestedAssociation):
     @property
     def link(self) -> socket.socket:
         """The connection."""
-        return self._link
+        return self._link.socket
 
     def send_values(self, *values: tuple[int, int, bytes]) -> None:
         """Sends presentation data values, each (context ID, flags, bytes), in one PDU."""
@@ -131,7 +131,7 @@ class RawSender(RequestedAssociation):
     def vanish(self) -> None:
         """Breaks the connection without a word."""
         self.link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._close()
+        self._link.close()
 
 
 def p_data(*values: tuple[int, int, bytes]) -> bytes:

@@ -71,5 +71,9 @@ def test_it_runs_until_it_is_told_and_says_where(tmp_path: Path) -> None:
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
-    with serving_archive(tmp_path / "one") as port, pytest.raises(CannotListen, match=str(port)), serving_archive(tmp_path / "two", port=port):
+    with (
+        serving_archive(tmp_path / "one") as port,
+        pytest.raises(CannotListen, match=str(port)),
+        serving_archive(tmp_path / "two", port=port),
+    ):
         pass

@@ -1,5 +1,6 @@
 """Every result reaches every destination: through outages, refusals, kills and restarts; a dead archive delays nobody else."""
 
+import functools
 import signal
 import sqlite3
 import subprocess
@@ -57,7 +58,9 @@ def queue(state_dir: Path, paths: Sequence[Path], destinations: Sequence[str], k
     ReceivedJournal(connection).record_instance(received, association="a", now_s=1)
     jobs = JobJournal(connection)
     with transaction(connection):
-        jobs.open_job(NewJob(key, "1.2", "1.2.3", "route", "model", "d", {"1.2.3.1": "a" * 64}, tuple(destinations)), last_instance_s=1, now_s=2)
+        jobs.open_job(
+            NewJob(key, "1.2", "1.2.3", "route", "model", "d", {"1.2.3.1": "a" * 64}, tuple(destinations)), last_instance_s=1, now_s=2
+        )
     job = jobs.claim("worker", now_s=3)
     assert job is not None
     evidence = []
@@ -267,6 +270,37 @@ def test_a_journal_that_cannot_be_read_for_a_while_ends_no_courier(
     monkeypatch.setattr(OutboxJournal, "due", due_at_last)
     with serving_archive(tmp_path / "archive") as port, delivering(config_for(tmp_path / "state", peers={"archive": peer(port)})):
         wait_until(lambda: states(tmp_path / "state", "archive") == {"STORED"}, "delivery")
+
+
+class FailingCommits(sqlite3.Connection):
+    """A journal whose commits fail as long as told."""
+
+    failures = 0
+
+    def execute(self, sql: str, *args: Any) -> sqlite3.Cursor:
+        if sql == "COMMIT" and FailingCommits.failures:
+            FailingCommits.failures -= 1
+            raise sqlite3.OperationalError("disk I/O error")
+        return super().execute(sql, *args)
+
+
+def test_a_commit_that_fails_leaves_no_lock_behind_and_is_made_good(
+    tmp_path: Path, ct: SyntheticSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier_module, "PAUSE_AFTER_SURPRISE_S", 0.2)
+    monkeypatch.setattr("node.journal.database.BUSY_TIMEOUT_S", 1.0)
+    queue(tmp_path / "state", ct.paths, ["archive"])
+    monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=FailingCommits))
+    FailingCommits.failures = 3
+    names: list[str] = []
+    with (
+        serving_archive(tmp_path / "archive", on_stored=lambda stored: names.append(stored.uids.sop_instance)) as port,
+        delivering(config_for(tmp_path / "state", peers={"archive": peer(port)})),
+    ):
+        wait_until(lambda: states(tmp_path / "state", "archive") == {"STORED"}, "delivery")
+    assert FailingCommits.failures == 0
+    assert set(names) == set(ct.sop_instance_uids)
+    assert len(names) == 7, "three were stored and not noted: sent again, the same bytes under the same UID"
 
 
 def test_an_attempt_is_counted_before_it_is_made(tmp_path: Path, ct: SyntheticSeries) -> None:

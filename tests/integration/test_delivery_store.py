@@ -16,7 +16,7 @@ from pynetdicom import AE, evt
 from node.codes import IMPLEMENTATION_CLASS_UID, StoreStatus
 from node.delivery.sender import find_files, send_paths
 from node.delivery.store_scu import StoreOutcome, StoreScu, contexts_for, echo, judge_status, read_part10, store_files
-from node.delivery.upper_layer import CommandElement, CommandField, Context, Peer, Timeouts, decode_command, encode_command
+from node.delivery.upper_layer import Context, Peer, Timeouts
 from node.errors import (
     AssociationRejected,
     AssociationRejectedTransient,
@@ -25,7 +25,8 @@ from node.errors import (
     StoreOutOfResources,
     StoreRefused,
 )
-from node.network import IMPLEMENTATION_VERSION_NAME
+from node.network import IMPLEMENTATION_VERSION_NAME, CommandElement, CommandField
+from node.network.command import decode_command, encode_command
 from tests import realdata
 from tests.factories import NATIVE, SyntheticSeries, make_ct_series, make_enhanced_ct
 from tests.integration.intake_kit import config_for, data_set_of, listening, on_the_wire, open_scu, peer_of
@@ -380,9 +381,7 @@ def test_what_is_no_dicom_is_skipped_with_a_reason(tmp_path: Path, ct: Synthetic
     (ct.folder / "empty").write_bytes(b"")
     told: list[tuple[StoreOutcome, int, int]] = []
     with listening(config_for(tmp_path / "state")) as listener:
-        summary = send_paths(
-            peer_of(listener.port), [ct.folder, tmp_path / "gone"], on_outcome=lambda *seen: told.append(seen)
-        )
+        summary = send_paths(peer_of(listener.port), [ct.folder, tmp_path / "gone"], on_outcome=lambda *seen: told.append(seen))
     assert summary.stored == 4
     assert {path.name for path, _ in summary.skipped} == {"notes.txt", "empty", "gone"}
     assert [(done, total) for _, done, total in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -398,7 +397,8 @@ def test_under_load_every_answer_finds_its_request(tmp_path: Path) -> None:
     problems: list[StoreOutcome] = []
     with raw_sink() as port:
         senders = [
-            threading.Thread(target=lambda: problems.extend(o for o in store_files(peer_of(port), files, QUICK) if o.error)) for _ in range(4)
+            threading.Thread(target=lambda: problems.extend(o for o in store_files(peer_of(port), files, QUICK) if o.error))
+            for _ in range(4)
         ]
         for sender in senders:
             sender.start()

@@ -13,7 +13,12 @@ from tests.factories import SyntheticSeries, make_ct_series
 from tests.integration.intake_kit import config_for, listening, open_scu
 from tests.peers import HOST, echoscu, storescu, wait_until
 
-SENDERS = (KnownSender("CT1", "10.0.0.1"), KnownSender("PACS", "pacs.hospital"), KnownSender("PACS", "10.0.0.9"), KnownSender("ANY", "gone.hospital"))
+SENDERS = (
+    KnownSender("CT1", "10.0.0.1"),
+    KnownSender("PACS", "pacs.hospital"),
+    KnownSender("PACS", "10.0.0.9"),
+    KnownSender("ANY", "gone.hospital"),
+)
 HOSTS = {"10.0.0.1": {"10.0.0.1"}, "10.0.0.9": {"10.0.0.9"}, "pacs.hospital": {"10.0.0.7", "10.0.0.8"}, "gone.hospital": set()}
 
 
@@ -97,9 +102,7 @@ def test_a_wrong_called_title_is_rejected(tmp_path: Path, ct: SyntheticSeries) -
         assert not listener.recorded()
 
 
-def test_an_unknown_caller_from_elsewhere_is_rejected(
-    tmp_path: Path, ct: SyntheticSeries, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unknown_caller_from_elsewhere_is_rejected(tmp_path: Path, ct: SyntheticSeries, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine has no address that is not loopback in every test environment: loopback is taken for elsewhere."""
     monkeypatch.setattr("node.intake.admission.is_loopback", lambda _: False)
     peers = {

@@ -241,6 +241,27 @@ def test_a_locked_journal_is_answered_with_a700(tmp_path: Path, ct: SyntheticSer
         assert len(listener.recorded()) == 2
 
 
+def test_a_stop_lets_an_instance_that_has_arrived_get_its_answer(tmp_path: Path, ct: SyntheticSeries) -> None:
+    """The journal is held while the listener is told to stop: what is under way ends well, and only then the association."""
+    files = [read_part10(path) for path in ct.paths]
+    answers: list[str] = []
+    with listening(config_for(tmp_path / "state")) as listener:
+        scu = open_scu(listener.port, contexts_for(files))
+        scu.store(files[0])
+        holder = sqlite3.connect(tmp_path / "state" / "journal.sqlite", isolation_level=None, check_same_thread=False)
+        holder.execute("BEGIN IMMEDIATE")
+        sender = threading.Thread(target=lambda: answers.append(scu.store(files[1])))
+        sender.start()
+        wait_until(lambda: len(listener.spooled()) == 2, "the instance")
+        threading.Timer(0.7, lambda: holder.execute("ROLLBACK")).start()
+    sender.join(5)
+    assert answers == [""]
+    assert recorded_in(tmp_path / "state").keys() == {file.sop_instance_uid for file in files[:2]}
+    with pytest.raises(PeerUnreachable):
+        scu.store(files[2])
+    holder.close()
+
+
 LISTENER = """
 import sys, threading
 from pathlib import Path

@@ -41,7 +41,10 @@ def rewritten(source: Path, target: Path, **raw: bytes) -> Path:
 @pytest.mark.parametrize("syntax", NATIVE, ids=lambda uid: uid.name)
 def test_plain_elements_are_values(tmp_path: Path, syntax: str) -> None:
     series = make_ct_series(
-        tmp_path / "ct", slices=3, transfer_syntax=syntax, headers={"SeriesDescription": "Thorax 脳 ü", "SpecificCharacterSet": "ISO_IR 192"}
+        tmp_path / "ct",
+        slices=3,
+        transfer_syntax=syntax,
+        headers={"SeriesDescription": "Thorax 脳 ü", "SpecificCharacterSet": "ISO_IR 192"},
     )
     header = read_header(series.paths[1])
     assert header.study_instance_uid == series.study_instance_uid

@@ -15,16 +15,12 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 
 from node.codes import StoreStatus
 from node.delivery.store_scu import batches, contexts_for, read_part10, store_files
-from node.delivery.upper_layer import (
-    DATA_SET_FOLLOWS,
-    CommandElement,
-    CommandField,
-    Context,
-    encode_command,
-)
+from node.delivery.upper_layer import Context
 from node.errors import StoreOutOfResources, StoreRefused
 from node.intake.contexts import TRANSFER_SYNTAXES, supported_contexts
 from node.intake.spool import spooled_path
+from node.network import DATA_SET_FOLLOWS, CommandElement, CommandField
+from node.network.command import encode_command
 from tests import realdata
 from tests.factories import NATIVE, SyntheticSeries, make_ct_series, make_enhanced_ct, make_mr_series
 from tests.integration.intake_kit import (
@@ -272,7 +268,9 @@ def store_command(sop_class_uid: str, sop_instance_uid: str) -> bytes:
     )
 
 
-@pytest.mark.parametrize("way", ["in one PDU", "command in three, data in five a PDU", "byte by byte", "empty last fragment", "empty first fragment"])
+@pytest.mark.parametrize(
+    "way", ["in one PDU", "command in three, data in five a PDU", "byte by byte", "empty last fragment", "empty first fragment"]
+)
 def test_fragments_may_be_cut_in_any_way(listener: RunningListener, tmp_path: Path, way: str) -> None:
     """PS3.8 annex E: a message is any number of fragments, a PDU holds any number of them."""
     path = make_ct_series(tmp_path / "small", slices=2, rows=48, columns=48).paths[0]

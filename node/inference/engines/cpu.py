@@ -5,6 +5,7 @@ convolutions go straight to oneDNN with the channels last, where torch's own cho
 instance norm and the activation after it are done in place, piece by piece in the cache, on all cores side by side.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Final
@@ -70,18 +71,22 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _fused(modules: list[nn.Module]) -> Iterator[nn.Module]:
-    """Yields the modules of a Sequential, each norm or activation that follows a convolution in place: nobody else sees its input."""
+    """Yields the modules of a Sequential, each norm or activation that follows a convolution in place: nobody else sees its input.
+
+    An activation that joined the norm before it leaves an Identity, so that every module keeps its place.
+    """
     before: nn.Module | None = None
     for module in modules:
-        if isinstance(before, _InstanceNorm) and before.activation is None and _has_in_place_form(module):
-            before.activation = _in_place(module)
-            continue
+        after = module
         if isinstance(module, _InstanceNorm):
             module.owns_input = isinstance(before, _DirectConvolution)
+        elif isinstance(before, _InstanceNorm) and _has_in_place_form(module):
+            before.activation = _in_place(module)
+            after = nn.Identity()
         elif isinstance(before, _DirectConvolution) and isinstance(module, _IN_PLACE):
-            module = _in_place(module)
-        before = module
-        yield module
+            after = _in_place(module)
+        before = after
+        yield after
 
 
 def _has_in_place_form(module: nn.Module) -> bool:
@@ -91,8 +96,9 @@ def _has_in_place_form(module: nn.Module) -> bool:
 def _in_place(activation: nn.Module) -> nn.Module:
     if isinstance(activation, nn.GELU):
         return _TanhGelu()
-    activation.inplace = True
-    return activation
+    in_place = copy.copy(activation)  # the network may use the same object elsewhere, on what must not change
+    in_place.inplace = True
+    return in_place
 
 
 class _ChannelsLast(nn.Module):

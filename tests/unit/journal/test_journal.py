@@ -263,6 +263,21 @@ def test_a_step_outside_the_table_is_refused_and_leaves_nothing(connection: sqli
     assert connection.execute("SELECT count(*) FROM transition").fetchone()[0] == 0
 
 
+def test_a_commit_that_fails_leaves_no_lock_behind(connection: sqlite3.Connection, tmp_path: Path) -> None:
+    def break_a_promise_at_the_commit() -> None:
+        with transaction(connection):
+            connection.execute("PRAGMA defer_foreign_keys = ON")
+            connection.execute("INSERT INTO job_destination VALUES (99, 'nowhere')")
+
+    with pytest.raises(sqlite3.IntegrityError):
+        break_a_promise_at_the_commit()
+    assert not connection.in_transaction
+    other = open_database(tmp_path)
+    with transaction(other):
+        assert other.execute("SELECT count(*) FROM job_destination").fetchone()[0] == 0
+    other.close()
+
+
 def test_declined_series_keep_their_reason(connection: sqlite3.Connection, received: ReceivedJournal) -> None:
     with transaction(connection):
         received.end_series({"1.2.3": (SeriesState.DECLINED, "card brain: Modality is US")}, now_s=45)

@@ -1,0 +1,205 @@
+"""One association from its first byte to its last, in a thread of its own: data sets go straight from the network into files."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from node.intake.admission import Caller, Refusal
+from node.intake.handlers import Accept, on_c_echo, on_c_store
+from node.intake.negotiation import MalformedRequest, accept_request, read_request, rejection_pdu
+from node.intake.reception import StoreRequest
+from node.intake.spool import FileIdentity, IncomingFile, Spool
+from node.network import (
+    COMMAND_FRAGMENT,
+    LAST_FRAGMENT,
+    NO_DATA_SET,
+    AbortReason,
+    CommandElement,
+    CommandField,
+    GeneralStatus,
+    PduType,
+)
+from node.network.command import Command, decode_command, encode_command, number_in, text_in
+from node.network.link import Link, pdu
+
+ARTIM_S: Final = 30.0
+"""How long a new connection may take to say what it wants (PS3.8 9.1.4)."""
+
+LONGEST_COMMAND_BYTES: Final = 1 << 16
+SERVICE_PROVIDER: Final = 2
+"""Source of an A-ABORT (PS3.8 Table 9-26)."""
+
+log = structlog.get_logger("radnode")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a conversation needs from the listener."""
+
+    spool: Spool
+    accept: Accept
+    admit: Callable[[Caller, "Conversation"], Refusal | None]
+    network_timeout_s: float
+    max_pdu_bytes: int
+
+
+@dataclass(slots=True)
+class Message:
+    """A request that is arriving: its command is whole, its data set may be on the way."""
+
+    context_id: int
+    command: Command
+    incoming: IncomingFile | None = None
+
+    @property
+    def field(self) -> int:
+        """What kind of request it is."""
+        return number_in(self.command, CommandElement.COMMAND_FIELD) or 0
+
+
+@dataclass(eq=False)
+class Conversation:
+    """An association as acceptor. `run` ends when it ends; LinkBroken says that it did not end in good order."""
+
+    link: Link
+    address: str
+    services: Services
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Unlike that of every other association that this node ever had."""
+    calling_ae_title: str = ""
+    admitted: bool = False
+    released: bool = False
+    stopping: bool = False
+    """Set by another thread: the association is to end at the next opportunity."""
+    instances: int = 0
+    size_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        """Nothing has arrived yet."""
+        self._transfer_syntaxes: dict[int, str] = {}
+        self._command = bytearray()
+        self._message: Message | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it counts against the limit of associations."""
+        return self.admitted and not self.released
+
+    def run(self) -> None:
+        """Negotiates, then answers requests until the association ends."""
+        try:
+            self.link.limit_waits(min(ARTIM_S, self.services.network_timeout_s))
+            if not self._negotiate():
+                return
+            self.link.limit_waits(self.services.network_timeout_s)
+            while self._serve_pdu():
+                if self.stopping:
+                    self.link.abort()
+                    return
+        finally:
+            if self._message is not None and self._message.incoming is not None:
+                self._message.incoming.discard()
+
+    def _negotiate(self) -> bool:
+        kind, body = self.link.receive_pdu()
+        try:
+            request = read_request(kind, bytes(body))
+            self.calling_ae_title = request.calling_ae_title
+            refusal = self.services.admit(Caller(request.calling_ae_title, request.called_ae_title, self.address), self)
+            if refusal is not None:
+                log.warning("association.rejected", reason=refusal.reason, calling_ae_title=self.calling_ae_title, address=self.address)
+                self.link.send(rejection_pdu(refusal.rejection))
+                return False
+            acceptance = accept_request(request, self.services.max_pdu_bytes)
+        except MalformedRequest as error:
+            log.warning("association.malformed", address=self.address, reason=str(error))
+            self.link.abort(SERVICE_PROVIDER, AbortReason.INVALID_PARAMETER)
+            return False
+        self._transfer_syntaxes = acceptance.transfer_syntaxes
+        self.link.send(acceptance.encoded)
+        return True
+
+    def _serve_pdu(self) -> bool:
+        """Takes the next PDU; answers whether there may be another."""
+        kind, body = self.link.receive_pdu()
+        if kind == PduType.DATA:
+            for context_id, flags, fragment in self.link.fragments_in(body):
+                self._take(context_id, flags, fragment)
+            return True
+        if kind == PduType.RELEASE_RQ:
+            self.released = True  # first: the peer may open its next association before we go on
+            self.link.send(pdu(PduType.RELEASE_RP, bytes(4)))
+        elif kind != PduType.ABORT:
+            self.link.abort(SERVICE_PROVIDER, AbortReason.UNEXPECTED_PDU)
+        return False
+
+    def _take(self, context_id: int, flags: int, fragment: memoryview) -> None:
+        if flags & COMMAND_FRAGMENT:
+            if self._message is not None:
+                raise self.link.broken("sent a command in the middle of a data set")
+            self._command += fragment
+            if len(self._command) > LONGEST_COMMAND_BYTES:
+                raise self.link.broken("sends a command without end")
+            if flags & LAST_FRAGMENT:
+                self._begin(context_id)
+            return
+        if self._message is None:
+            raise self.link.broken("sent a data set without a command")
+        if self._message.incoming is not None:
+            self._message.incoming.write(fragment)
+        if flags & LAST_FRAGMENT:
+            self._answer()
+
+    def _begin(self, context_id: int) -> None:
+        if context_id not in self._transfer_syntaxes:
+            raise self.link.broken("used a presentation context that was not accepted")
+        self._message = Message(context_id, decode_command(bytes(self._command)))
+        self._command.clear()
+        if number_in(self._message.command, CommandElement.DATA_SET_TYPE) == NO_DATA_SET:
+            self._answer()
+        elif self._message.field == CommandField.C_STORE_RQ:
+            request = self._store_request(self._message)
+            identity = FileIdentity(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax_uid, request.calling_ae_title)
+            self._message.incoming = self.services.spool.open_incoming(identity)
+
+    def _answer(self) -> None:
+        message = self._message
+        if message is None:
+            return
+        if message.field == CommandField.C_STORE_RQ:
+            status: int = on_c_store(self._store_request(message), message.incoming, self.services.accept)
+            self.instances += 1
+            self.size_bytes += message.incoming.size_bytes if message.incoming is not None else 0
+        elif message.field == CommandField.C_ECHO_RQ:
+            status = on_c_echo()
+        else:
+            status = GeneralStatus.UNRECOGNIZED_OPERATION
+        self._message = None
+        if message.field & CommandField.RESPONSE or message.field == CommandField.C_CANCEL_RQ:
+            return  # nothing of ours is under way that this could belong to
+        self.link.send_fragments(message.context_id, COMMAND_FRAGMENT, [encode_command(_response(message, status))])
+
+    def _store_request(self, message: Message) -> StoreRequest:
+        return StoreRequest(
+            sop_class_uid=text_in(message.command, CommandElement.AFFECTED_SOP_CLASS_UID),
+            sop_instance_uid=text_in(message.command, CommandElement.AFFECTED_SOP_INSTANCE_UID),
+            transfer_syntax_uid=self._transfer_syntaxes[message.context_id],
+            calling_ae_title=self.calling_ae_title,
+            association=self.name,
+        )
+
+
+def _response(message: Message, status: int) -> Command:
+    response: dict[int, int | str] = {
+        CommandElement.COMMAND_FIELD: message.field | CommandField.RESPONSE,
+        CommandElement.MESSAGE_ID_RESPONDED_TO: number_in(message.command, CommandElement.MESSAGE_ID) or 0,
+        CommandElement.DATA_SET_TYPE: NO_DATA_SET,
+        CommandElement.STATUS: status,
+    }
+    for element in (CommandElement.AFFECTED_SOP_CLASS_UID, CommandElement.AFFECTED_SOP_INSTANCE_UID):
+        if element in message.command:
+            response[element] = message.command[element]
+    return response
