@@ -91,7 +91,7 @@ def _metadata(name: str, version: str) -> dict[str, Any]:
 def _inference(slow: bool) -> dict[str, Any]:
     inferer: dict[str, Any] = {"_target_": "SimpleInferer"}
     if slow:
-        inferer = {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16], "sw_batch_size": 1, "overlap": 0.9}
+        inferer = {"_target_": "SlidingWindowInferer", "roi_size": [16, 16, 16], "sw_batch_size": 1, "overlap": 0.8}
     return {
         "bundle_root": ".",
         "image_key": "image",

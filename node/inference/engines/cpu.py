@@ -120,7 +120,8 @@ class _DirectConvolution(nn.Module):
         weight = convolution.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last_3d)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = None if convolution.bias is None else nn.Parameter(convolution.bias.detach().to(dtype), requires_grad=False)
-        self.padding, self.stride, self.dilation = convolution.padding, convolution.stride, convolution.dilation
+        self.padding = [int(voxels) for voxels in convolution.padding]
+        self.stride, self.dilation = convolution.stride, convolution.dilation
         self.groups = convolution.groups
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
@@ -187,7 +188,7 @@ def _moments(voxels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     def sums_of(share: torch.Tensor) -> torch.Tensor:
         sums = torch.zeros(2, channels, dtype=torch.float64)
         for _, work in _pieces(share):
-            work -= pilots[: work.shape[1]]
+            work.sub_(pilots[: work.shape[1]])
             sums[0] += work.sum(dim=0).view(-1, channels).sum(dim=0, dtype=torch.float64)
             sums[1] += work.square_().sum(dim=0).view(-1, channels).sum(dim=0, dtype=torch.float64)
         return sums
@@ -199,7 +200,7 @@ def _moments(voxels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _shares(voxels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Answers views that cover (voxels, channels), several for every core."""
     rows = -(-len(voxels) // (_ROW_VOXELS * _SHARES))
-    return voxels.split(max(1, rows) * _ROW_VOXELS)
+    return torch.split(voxels, max(1, rows) * _ROW_VOXELS)
 
 
 def _pieces(voxels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -211,7 +212,7 @@ def _pieces(voxels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]
     wide = count - count % _ROW_VOXELS
     rows_at_once = max(1, _CHUNK_ELEMENTS // (_ROW_VOXELS * channels))
     scratch = torch.empty(max(_CHUNK_ELEMENTS, _ROW_VOXELS * channels), dtype=torch.float32)
-    pieces = [*voxels[:wide].view(-1, _ROW_VOXELS * channels).split(rows_at_once), voxels[wide:]]
+    pieces = [*torch.split(voxels[:wide].view(-1, _ROW_VOXELS * channels), rows_at_once), voxels[wide:]]
     for piece in pieces:
         if piece.numel():
             yield piece, scratch[: piece.numel()].view(piece.shape).copy_(piece)
