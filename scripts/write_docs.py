@@ -40,9 +40,8 @@ def states_page() -> str:
     sections = [HEAD, "# States\n", "Every allowed step; the journal refuses any other.\n"]
     for kind, birth in OPENING_STATES.items():
         lines = [f"    [*] --> {identifier(birth)}"]
-        for before, after in TRANSITIONS.items():
-            if isinstance(before, kind):
-                lines += [f"    {identifier(before)} --> {identifier(one)}" for one in sorted(after)]
+        for before, after in TRANSITIONS[kind].items():
+            lines += [f"    {identifier(before)} --> {identifier(one)}" for one in sorted(after)]
         body = "\n".join(lines)
         sections.append(f"## {kind.__name__.removesuffix('State')}\n\n```mermaid\nstateDiagram-v2\n{body}\n```\n")
     return "\n".join(sections)

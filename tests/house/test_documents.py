@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from node.cli import build_parser
+from node.domain.states import TRANSITIONS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "models/CARD.md")
@@ -81,3 +82,9 @@ def test_the_architecture_is_short_and_names_a_test_for_every_promise() -> None:
         named = re.findall(r"`(tests/[\w/.]+\.py)`", row)
         assert named, f"no test proves {promise}"
         assert not [path for path in named if not (ROOT / path).is_file()]
+
+
+def test_the_diagram_of_states_has_every_step_of_the_table() -> None:
+    page = (ROOT / "docs" / "reference" / "states.md").read_text(encoding="utf-8")
+    steps = sum(len(after) for kind in TRANSITIONS.values() for after in kind.values())
+    assert page.count(" --> ") == steps + len(TRANSITIONS), "and one arrow of birth for each kind"
