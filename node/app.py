@@ -17,6 +17,7 @@ import structlog
 
 from node.config import Config, load_config
 from node.errors import NodeError
+from node.files import write_durably
 from node.journal import JobJournal, open_database
 from node.locks import HeldLock, LockHeld
 from node.log import configure_logging
@@ -69,6 +70,8 @@ def serve(config_path: Path) -> int:
     try:
         for stale in (run_dir / "listener.port", *run_dir.glob("loading-*")):
             stale.unlink(missing_ok=True)
+        frozen = run_dir / "node.toml"
+        write_durably(frozen, config_path.read_bytes())
         open_database(config.node.state_dir).close()
         roles: list[tuple[str, ...]] = [
             ("listener",),
@@ -78,7 +81,7 @@ def serve(config_path: Path) -> int:
         ]
         stop = stop_on_signals()
         log.info("node.starting", ae_title=config.node.ae_title, state_dir=str(config.node.state_dir))
-        Supervisor(config_path, [Child(role) for role in roles]).run(stop, on_ready=lambda: _wait_for_listener(run_dir))
+        Supervisor([str(config_path), str(frozen)], [Child(role) for role in roles]).run(stop, on_ready=lambda: _wait_for_listener(run_dir))
         _forgive_stopped_workers(config)
         log.info("node.stopped")
     finally:
@@ -102,8 +105,8 @@ def _take_lock(path: Path) -> HeldLock:
 class Supervisor:
     """Starts the processes, starts them again when they die, stops them all at the end."""
 
-    def __init__(self, config_path: Path, children: list[Child]) -> None:
-        self._config_path = config_path
+    def __init__(self, config_arguments: list[str], children: list[Child]) -> None:
+        self._config_arguments = config_arguments
         self._children = children
 
     def run(self, stop: threading.Event, on_ready: Callable[[], bool]) -> None:
@@ -132,7 +135,7 @@ class Supervisor:
             log.error("process.died", process=child.name, status=status, restart_in_s=child.restart_wait_s)
             child.restart_wait_s = min(MAX_RESTART_S, child.restart_wait_s * 2)
         elif now_s >= child.due_s:
-            command = [sys.executable, "-m", "node.child", str(os.getpid()), str(self._config_path), *child.role]
+            command = [sys.executable, "-m", "node.child", str(os.getpid()), *self._config_arguments, *child.role]
             child.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own interpreter and module
             child.started_s = now_s
             log.info("process.started", process=child.name, pid=child.process.pid)

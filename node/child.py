@@ -1,10 +1,13 @@
-"""`python -m node.child PARENT_PID CONFIG ROLE…`: a process of the node, started by the supervisor alone."""
+"""`python -m node.child PARENT_PID CONFIG FROZEN ROLE…`: a process of the node, started by the supervisor alone.
+
+FROZEN holds the text of CONFIG as it was when the node started: a file that is edited meanwhile changes no process.
+"""
 
 import sys
 from pathlib import Path
 
 from node.app import die_with_parent, stop_on_signals
-from node.config import load_config
+from node.config import parse_config
 from node.log import configure_logging
 
 
@@ -12,9 +15,9 @@ def main(arguments: list[str]) -> None:
     """Runs one role until SIGTERM. Heavy libraries are imported by the role that needs them only."""
     die_with_parent(int(arguments[0]))
     stop = stop_on_signals()
-    config = load_config(Path(arguments[1]))
+    config = parse_config(Path(arguments[2]).read_text(encoding="utf-8"), Path(arguments[1]))
     configure_logging(config.log)
-    role, *rest = arguments[2:]
+    role, *rest = arguments[3:]
     if role == "listener":
         from node.intake.association import run_listener
 

@@ -16,11 +16,12 @@ from node.domain.instance import SeriesHeader
 from node.domain.modelcard import ModelCard
 from node.domain.routing import Route, StudyDecision, decide_study
 from node.domain.states import SeriesState
+from node.errors import ModelError, UsageError
 from node.intake.headers import read_series_headers
 from node.intake.spool import spooled_path
 from node.journal import InstanceRecord, JobJournal, NewJob, ReceivedJournal, StudyRecord, open_database, transaction
 from node.locks import is_free
-from node.modelstore import load_cards
+from node.modelstore import find_card
 
 TICK_S = 0.5
 
@@ -40,12 +41,23 @@ def run_dispatcher(config: Config, stop: threading.Event) -> None:
     """Turns complete studies into jobs until `stop` is set."""
     rules = Rules(
         routes=tuple(route.as_route() for route in config.routes),
-        cards=load_cards(config.node.models_dir),
+        cards=usable_cards(config),
         policy=CompletenessPolicy(config.study_complete.quiet_s, config.study_complete.max_wait_s),
     )
     dispatcher = Dispatcher(open_database(config.node.state_dir), config.node.state_dir, rules)
     while not stop.wait(TICK_S):
         dispatcher.tick(time.time())
+
+
+def usable_cards(config: Config) -> dict[str, ModelCard]:
+    """Answers the cards of the routed models; one that is broken is told, and costs its own routes alone."""
+    cards = {}
+    for model in dict.fromkeys(route.model for route in config.routes):
+        try:
+            cards[model] = find_card(config.node.models_dir, model)
+        except (ModelError, UsageError) as error:
+            log.error("model.unusable", model=model, reason=str(error))
+    return cards
 
 
 class Dispatcher:
@@ -74,34 +86,37 @@ class Dispatcher:
 
     def _decide(self, study: StudyRecord, completeness: Completeness, now_s: float) -> None:
         instances = self._received.instances_of_study(study.study_instance_uid)
+        readable: frozenset[str] = frozenset()
         try:
             series = self._read_series(instances)
+            readable = frozenset(one.series_instance_uid for one in series)
             decision = decide_study(series, self._rules.routes, self._rules.cards, self._received.own_series(study.study_instance_uid))
-        except Exception as error:
-            # The boundary of this thread: a study that breaks the decision must not stop the others, nor stay silent.
-            log.exception("study.undecidable", study_instance_uid=study.study_instance_uid)
+        except Exception as error:  # noqa: BLE001 - the boundary of this thread, see below
+            # A study that breaks the decision must not stop the others, nor stay silent.
+            log.error("study.undecidable", study_instance_uid=study.study_instance_uid, fault=type(error).__name__)
             decision, fault = StudyDecision((), ()), f"node: the decision failed ({type(error).__name__}): see the log"
         else:
             fault = ""
-        self._record(study, instances, decision, completeness=completeness, fault=fault, now_s=now_s)
+        reasons = {
+            uid: fault or (decision.reason_for(uid) if uid in readable else "node: none of its images could be read")
+            for uid in dict.fromkeys(instance.series_instance_uid for instance in instances)
+        }
+        self._record(study, instances, decision, reasons, completeness=completeness, now_s=now_s)
 
     def _record(
         self,
         study: StudyRecord,
         instances: Sequence[InstanceRecord],
         decision: StudyDecision,
+        reasons: Mapping[str, str],
         *,
         completeness: Completeness,
-        fault: str,
         now_s: float,
     ) -> None:
         selected = {selection.series_instance_uid for selection in decision.selections}
-        ends = {
-            uid: (SeriesState.SELECTED, "") if uid in selected else (SeriesState.DECLINED, fault or decision.reason_for(uid))
-            for uid in dict.fromkeys(instance.series_instance_uid for instance in instances)
-        }
+        ends = {uid: (SeriesState.SELECTED, "") if uid in selected else (SeriesState.DECLINED, reason) for uid, reason in reasons.items()}
         with transaction(self._connection):
-            if not self._received.mark_decided(study, now_s=now_s, reason=completeness.value):
+            if not self._received.mark_decided(study, now_s=now_s, reason=completeness.value, forced=completeness is Completeness.FORCED):
                 return  # an instance came while we were reading: judge again
             self._received.end_series(ends, now_s=now_s)
             opened = [

@@ -17,7 +17,7 @@ NodeError
 ├─ ModelError                                          the model cannot be loaded or trusted
 │   ├─ CardInvalid, BundleInvalid
 │   ├─ WeightsMissing, WeightsMismatch, WeightsUnavailable
-├─ EngineError
+├─ EngineError                  retryable
 │   ├─ DeviceOutOfMemory        retryable
 │   └─ NonFiniteOutput
 ├─ EvidenceError                                       our bug: an object we must not send
@@ -170,15 +170,17 @@ class WeightsUnavailable(ModelError):
 class EngineError(NodeError):
     """The engine failed to run the network."""
 
+    retryable = True
+
 
 class DeviceOutOfMemory(EngineError):
     """The device has too little memory for this volume."""
 
-    retryable = True
-
 
 class NonFiniteOutput(EngineError):
     """The network answered NaN or infinity."""
+
+    retryable = False
 
 
 class EvidenceError(NodeError):

@@ -25,6 +25,7 @@ from node.evidence.page import render_page
 from node.evidence.segmentation import encode_segmentation
 from node.evidence.sop_common import part10_bytes
 from node.files import write_durably
+from node.inference.pixels import PARSE_ERRORS
 from node.inference.restore import restore_labels
 from node.inference.series_reader import read_series
 
@@ -124,8 +125,22 @@ def decline(files: Sequence[Path], card: ModelCard, outcome: Outcome, reason: st
 
 
 def read_source_headers(files: Sequence[Path]) -> tuple[Dataset, ...]:
-    """Reads the headers of the source images: what the evidence copies and cites. The pixels stay on the disk."""
-    return tuple(dcmread(path, stop_before_pixels=True, force=True) for path in files)
+    """Reads the headers of the source images: what the evidence copies and cites. The pixels stay on the disk.
+
+    UIDs that the data set lacks come from the file meta information, as in the volume. A file that cannot be read is left
+    out: the report that says so must not fail on it.
+    """
+    headers = []
+    for path in files:
+        try:
+            header = dcmread(path, stop_before_pixels=True, force=True)
+            for keyword in ("SOPClassUID", "SOPInstanceUID"):
+                if not header.get(keyword):
+                    setattr(header, keyword, header.file_meta.get(f"MediaStorage{keyword}", ""))
+        except (*PARSE_ERRORS, OSError, AttributeError):
+            continue
+        headers.append(header)
+    return tuple(headers)
 
 
 def encode(analysis: Analysis, context: EvidenceContext, folder: Path, watch: Stopwatch) -> tuple[FrozenEvidence, ...]:

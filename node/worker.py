@@ -1,10 +1,14 @@
 """The worker process of a device: claims jobs, runs the pipeline, ends every job with evidence or a reason."""
 
+import errno
 import hashlib
 import os
 import random
+import sqlite3
 import threading
 import time
+import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,25 +19,39 @@ from node.dispatcher import release_jobs_of_the_dead, worker_lock
 from node.domain.delivery import RetryAt, RetryPolicy, decide_retry
 from node.domain.modelcard import ModelCard
 from node.domain.states import JobState, Outcome
-from node.errors import NodeError
+from node.errors import EngineError, NodeError
 from node.evidence.context import EvidenceContext
 from node.inference.bundle import load_bundle
+from node.inference.engines.torch_engine import require_device
 from node.intake.spool import spooled_path
 from node.journal import EvidenceRecord, JobEnd, JobJournal, JobRecord, open_database
 from node.locks import HeldLock
 from node.modelstore import find_card
-from node.pipeline import Analysis, Model, Step, Stopwatch, analyse, context_for, decline, describe, encode, illustrate
+from node.pipeline import Analysis, FrozenEvidence, Model, Step, Stopwatch, analyse, context_for, decline, describe, encode, illustrate
 
 POLL_S = 0.2
 RETRY = RetryPolicy(first_s=5.0, max_s=300.0, give_up_h=1e6)
 """Attempts are limited by `worker.max_attempts`, not by time."""
 
+DISK_FULL_WAIT_S = 30.0
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
 log = structlog.get_logger("radnode")
+
+
+class JobFenced(NodeError):
+    """The job of this attempt has been given to another worker."""
+
+
+class DeviceBroken(NodeError):
+    """The device failed in a way that only a new process can mend."""
 
 
 def run_worker(config: Config, device: str, stop: threading.Event) -> None:
     """Works off jobs on a device until `stop` is set."""
     name = f"worker-{device.replace(':', '-')}-{os.getpid()}-{time.time_ns()}"
+    require_device(device)  # before the first claim: a worker without its device would fail study after study, faster than any other works
     with HeldLock(worker_lock(config.node.state_dir, name)):
         worker = Worker(config, device, name)
         worker.warm_up()
@@ -59,7 +77,7 @@ class Worker:
         A model whose loading killed the process before is left to its first job, which counts the attempts.
         """
         for model in dict.fromkeys(route.model for route in self._config.routes):
-            marker = self._config.node.state_dir / "run" / f"loading-{model}"
+            marker = self._config.node.state_dir / "run" / f"loading-{model}-{self._device.replace(':', '-')}"
             if marker.exists():
                 log.error("model.kills_the_worker", model=model, marker=str(marker))
                 continue
@@ -68,7 +86,7 @@ class Worker:
                 self._model(model)
             except NodeError as error:
                 log.warning("model.unavailable", model=model, reason=str(error))
-            marker.unlink()
+            marker.unlink(missing_ok=True)
 
     def work_once(self) -> bool:
         """Takes a job and brings it an attempt further; False when there was none."""
@@ -79,10 +97,12 @@ class Worker:
         log.info("job.started", job_id=job.job_id, model=job.model, attempt=job.attempt)
         watch = Stopwatch(lambda step, fraction: self._enter(job, step, fraction))
         if job.attempt > self._config.worker.max_attempts:
-            self._conclude(job, self._failed(job, f"the worker process died {job.attempt - 1} times on this study"), watch)
+            self._tell_failure(job, f"the worker process died {job.attempt - 1} times on this study", watch)
             return True
         try:
             self._conclude(job, self._analyse(job, watch), watch)
+        except JobFenced as error:
+            log.warning("job.fenced", job_id=job.job_id, reason=str(error))
         except Exception as error:  # noqa: BLE001 - the one boundary of an attempt, see below
             # The boundary of an attempt: whatever a study breaks, the queue goes on and the study gets its end.
             self._after_failure(job, error, watch)
@@ -90,7 +110,8 @@ class Worker:
 
     def _enter(self, job: JobRecord, step: str, fraction: float) -> None:
         if fraction == 0.0:
-            self._jobs.enter_step(job, step)
+            if not self._jobs.enter_step(job, step):
+                raise JobFenced("another worker holds the job by now: this attempt stops")
             log.info("job.step", job_id=job.job_id, step=step)
 
     def _analyse(self, job: JobRecord, watch: Stopwatch) -> Analysis:
@@ -110,15 +131,35 @@ class Worker:
 
     def _after_failure(self, job: JobRecord, error: Exception, watch: Stopwatch) -> None:
         reason = describe(error)
+        log.error("job.attempt_failed", job_id=job.job_id, attempt=job.attempt, reason=reason, at=_places(error))
+        if is_disk_full(error):
+            self._postpone(job, DISK_FULL_WAIT_S, reason, forgive=True)  # the study is not to blame
+            return
         permanent = isinstance(error, NodeError) and not error.retryable
-        log.error("job.attempt_failed", job_id=job.job_id, attempt=job.attempt, reason=reason, exc_info=not isinstance(error, NodeError))
         if permanent or job.attempt >= self._config.worker.max_attempts:
-            self._conclude(job, self._failed(job, reason), watch)
+            self._tell_failure(job, reason, watch)
             return
         now_s = time.time()
         retry = decide_retry(attempts=job.attempt, first_attempt_s=now_s, now_s=now_s, policy=RETRY, chance=random.random())  # noqa: S311 - jitter
         assert isinstance(retry, RetryAt)  # noqa: S101 - RETRY never gives up by time
-        self._jobs.postpone(job, until_s=retry.when_s, reason=reason)
+        self._postpone(job, retry.when_s - now_s, reason, forgive=False)
+        if isinstance(error, EngineError) and not self._device.startswith("cpu"):
+            raise DeviceBroken(f"{self._device} failed: this process starts anew") from error  # errors of CUDA stick to the process
+
+    def _postpone(self, job: JobRecord, wait_s: float, reason: str, *, forgive: bool) -> None:
+        self._jobs.postpone(job, until_s=time.time() + wait_s, reason=reason, forgive=forgive)
+
+    def _tell_failure(self, job: JobRecord, reason: str, watch: Stopwatch) -> None:
+        """Ends a job that failed: with a report, or, where not even that can be made, with the reason in the journal."""
+        try:
+            self._conclude(job, self._failed(job, reason), watch)
+        except Exception as error:  # noqa: BLE001 - whatever the study, the disk or the card breaks, the queue goes on
+            log.error("job.report_failed", job_id=job.job_id, reason=describe(error), at=_places(error))
+            if is_disk_full(error):
+                self._postpone(job, DISK_FULL_WAIT_S, reason, forgive=True)
+                return
+            silent = JobEnd(JobState.CANCELED, Outcome.FAILED, f"{reason}; no report could be made: {describe(error)}", (), watch.stages)
+            self._jobs.end(job, silent, now_s=time.time())
 
     def _failed(self, job: JobRecord, reason: str) -> Analysis:
         return decline(self._files(job), self._card(job), Outcome.FAILED, reason)
@@ -137,11 +178,20 @@ class Worker:
         )
         return replace(context, predecessor=self._jobs.predecessor_report(job))
 
+    def _illustrate(
+        self, job: JobRecord, pieces: tuple[Analysis, Sequence[FrozenEvidence], EvidenceContext], folder: Path, watch: Stopwatch
+    ) -> None:
+        analysis, evidence, context = pieces
+        try:
+            illustrate(analysis, evidence, context, folder, watch.stages)
+        except Exception as error:  # noqa: BLE001 - a picture that fails must not cost a result that is right
+            log.error("job.picture_failed", job_id=job.job_id, reason=describe(error), at=_places(error))
+
     def _conclude(self, job: JobRecord, analysis: Analysis, watch: Stopwatch) -> None:
         folder = self._config.node.state_dir / "results" / str(job.job_id) / str(job.run)
         context = self._context(job)
         evidence = encode(analysis, context, folder, watch)
-        illustrate(analysis, evidence, context, folder, watch.stages)
+        self._illustrate(job, (analysis, evidence, context), folder, watch)
         self._enter(job, Step.FREEZE, 0.0)
         result = analysis.result
         canceled = result.outcome in {Outcome.NOT_ATTEMPTED, Outcome.FAILED}
@@ -173,3 +223,17 @@ class Worker:
             )
         else:
             log.warning("job.fenced", job_id=job.job_id, reason="another worker holds the job by now; this result is dropped")
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Answers whether an error says that the disk is full, whoever says so."""
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error)
+
+
+def _places(error: BaseException) -> list[str]:
+    """Answers where an error came up: files and lines, never its words, which may be out of a header."""
+    if isinstance(error, NodeError):
+        return []
+    return [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-6:]]

@@ -29,11 +29,14 @@ class Completeness(StrEnum):
 def judge_completeness(
     *, first_instance_s: float, last_instance_s: float, open_associations: int, now_s: float, policy: CompletenessPolicy
 ) -> Completeness:
-    """Answers whether a study is complete at `now_s`; times in seconds since the epoch."""
-    if now_s - first_instance_s >= policy.max_wait_s:
+    """Answers whether a study is complete at `now_s`; times in seconds since the epoch.
+
+    A clock that was set back must not silence a study: then the distance of the times counts, whichever comes first.
+    """
+    if abs(now_s - first_instance_s) >= policy.max_wait_s:
         return Completeness.FORCED
     if open_associations > 0:
         return Completeness.ASSOCIATION_OPEN
-    if now_s - last_instance_s < policy.quiet_s:
+    if abs(now_s - last_instance_s) < policy.quiet_s:
         return Completeness.NOT_QUIET
     return Completeness.COMPLETE

@@ -209,6 +209,11 @@ def _segment(reader: "_Reader", table: Mapping[str, Any]) -> SegmentDefinition:
     return segment
 
 
+def _as_word(value: str | float) -> str:
+    """As `InstanceHeader.text` writes it: 3, not 3.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).upper()
+
+
 class _Reader:
     """Takes values out of tables and collects every fault on the way."""
 
@@ -255,9 +260,9 @@ class _Reader:
         if isinstance(value, dict) and set(value) <= {"min", "max"} and all(isinstance(v, int | float) for v in value.values()):
             return Range(min=value.get("min"), max=value.get("max"))
         if isinstance(value, str | int | float):
-            return (str(value).upper(),)
+            return (_as_word(value),)
         if isinstance(value, list) and value and all(isinstance(item, str | int | float) for item in value):
-            return tuple(str(item).upper() for item in value)
+            return tuple(_as_word(item) for item in value)
         self.faults.append(f"{key}: must be a value, a list of values, or a table with min and max")
         return ()
 

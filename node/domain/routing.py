@@ -17,6 +17,27 @@ Condition = tuple[str, ...] | Range
 AXIS_TOLERANCE_COSINE: Final = 0.8
 """A stack is axial (coronal, sagittal) when its normal lies within 37 degrees of that axis; else it is oblique."""
 
+COMPUTED_IMAGES: Final = frozenset({
+    "MIP", "MINIP", "MAXIP", "PROJECTION IMAGE", "ADC", "FA", "TRACEW", "SUBTRACTION", "SUB", "CBF", "CBV", "MTT", "TTP", "RELCBF", "PERFUSION"
+})  # fmt: skip
+"""Words of Image Type for images that show a computed quantity or a projection, not the anatomy slice by slice."""
+
+IDENTIFYING: Final = (
+    "Patient",
+    "OtherPatient",
+    "Accession",
+    "Physician",
+    "Operator",
+    "Institution",
+    "Responsible",
+    "StudyID",
+    "Person",
+    "Admission",
+)
+"""Keywords with one of these parts may hold what names a person: their values stay out of every reason."""
+
+_NO_CONTRAST: Final = frozenset({"NONE", "NO", "N", "NON", "OHNE", "WITHOUT"})
+
 _SECONDARY_CAPTURE_PREFIX: Final = "1.2.840.10008.5.1.4.1.1.7"
 
 
@@ -85,7 +106,11 @@ def decide_study(
         else:
             candidates.append(one)
     for route in routes:
-        card = cards[route.model]
+        card = cards.get(route.model)
+        if card is None:
+            reason = f"the model {route.model} cannot be used: its card is absent or has faults, see the log"
+            verdicts.extend(Verdict(one.series_instance_uid, route.name, accepted=False, rule="node", reason=reason) for one in candidates)
+            continue
         eligible: list[SeriesHeader] = []
         for one in candidates:
             rule, reason = _objection(one, route, card)
@@ -168,6 +193,9 @@ def requirement_fault(series: SeriesHeader, requirement: InputRequirement) -> st
 
 def _image_type_fault(header: InstanceHeader) -> str:
     image_type = {str(value).upper() for value in header.values("ImageType")}
+    computed = image_type & COMPUTED_IMAGES
+    if computed:
+        return f"Image Type says {', '.join(sorted(computed))}"
     if "LOCALIZER" in image_type or {"SCOUT", "TOPOGRAM"} & image_type:
         return "Image Type says LOCALIZER"
     if header.sop_class_uid.startswith(_SECONDARY_CAPTURE_PREFIX) and not header.sop_class_uid.startswith(_SECONDARY_CAPTURE_PREFIX + "7"):
@@ -186,12 +214,12 @@ def description_words(header: InstanceHeader) -> frozenset[str]:
     text = " ".join(
         header.text(keyword) for keyword in ("SeriesDescription", "ProtocolName", "StudyDescription", "BodyPartExamined", "SequenceName")
     )
-    return frozenset(re.findall(r"[A-Z0-9]+", text))
+    return frozenset(re.findall(r"[^\W_]+", text))
 
 
 def _series_words(header: InstanceHeader) -> frozenset[str]:
     text = " ".join(header.text(keyword) for keyword in ("SeriesDescription", "ProtocolName", "SequenceName", "ConvolutionKernel"))
-    return frozenset(re.findall(r"[A-Z0-9]+", text))
+    return frozenset(re.findall(r"[^\W_]+", text))
 
 
 def _body_part_fault(header: InstanceHeader, requirement: InputRequirement) -> str:
@@ -199,7 +227,9 @@ def _body_part_fault(header: InstanceHeader, requirement: InputRequirement) -> s
         return ""
     stated = header.text("BodyPartExamined")
     wanted = frozenset(requirement.body_part)
-    if stated in wanted or wanted & description_words(header):
+    # the description of a study names all its parts: where the series states its own, the study has no say
+    described = _series_words(header) if stated else description_words(header)
+    if stated in wanted or wanted & described:
         return ""
     where = f"Body Part Examined is {stated}" if stated else "Body Part Examined is absent"
     return f"{where} and no description names one of {', '.join(requirement.body_part)}"
@@ -221,7 +251,9 @@ def _matching(wanted: Iterable[str], words: frozenset[str]) -> set[str]:
 
 
 def _contrast_fault(header: InstanceHeader, contrast: str) -> str:
-    agent = header.text("ContrastBolusAgent")
+    agent = header.text("ContrastBolusAgent").strip()
+    if agent in _NO_CONTRAST:
+        agent = ""
     if contrast == "with" and not agent:
         return "Contrast/Bolus Agent is absent, the model needs contrast"
     if contrast == "without" and agent:
@@ -257,11 +289,17 @@ def _condition_fault(header: InstanceHeader, keyword: str, condition: Condition,
         numbers = header.numbers(keyword)
         if numbers and all(condition.holds(number) for number in numbers):
             return ""
-        return f"{keyword} is {header.text(keyword)}, not {condition}"
+        return _mismatch(header, keyword, str(condition))
     present = {as_text(value).upper().strip() for value in values}
     if present & set(condition):
         return ""
-    return f"{keyword} is {header.text(keyword)}, not {' or '.join(condition)}"
+    return _mismatch(header, keyword, " or ".join(condition))
+
+
+def _mismatch(header: InstanceHeader, keyword: str, wanted: str) -> str:
+    if any(part in keyword for part in IDENTIFYING):
+        return f"{keyword} is another than the rule names"
+    return f"{keyword} is {header.text(keyword)}, not {wanted}"
 
 
 def orientation_of(header: InstanceHeader) -> str:
@@ -277,7 +315,7 @@ def orientation_of(header: InstanceHeader) -> str:
 def slice_spacing_mm(series: SeriesHeader) -> float | None:
     """Answers the median distance between neighbouring slices; of a multi-frame object what it states; None if unknown."""
     header = series.representative
-    if len(series.instances) == 1:
+    if any(instance.frames > 1 for instance in series.instances) or len(series.instances) == 1:
         stated = header.numbers("SpacingBetweenSlices") or header.numbers("SliceThickness")
         return stated[0] if stated else None
     cosines = header.numbers("ImageOrientationPatient")

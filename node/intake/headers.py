@@ -57,6 +57,8 @@ def read_header(path: Path) -> InstanceHeader:
         except MALFORMED as error:
             raise CannotUnderstand(f"not a DICOM file ({type(error).__name__})") from error
         attributes = dict(_plain_elements(dataset))
+        if "ContrastBolusAgent" not in attributes and _items(dataset, "ContrastBolusAgentSequence"):
+            attributes["ContrastBolusAgent"] = ("by Contrast/Bolus Agent Sequence",)  # as enhanced objects say it
         first_frame = _first_frame(dataset)
         meta = dict(_plain_elements(dataset.file_meta))
     return InstanceHeader(

@@ -54,8 +54,8 @@ class JobJournal:
             self._add_destinations(row["job_id"], new.destinations, now_s)
             return False
         predecessor = self._connection.execute(
-            "SELECT job_id FROM job WHERE study_instance_uid = ? AND model = ? ORDER BY job_id DESC LIMIT 1",
-            (new.study_instance_uid, new.model),
+            "SELECT job_id FROM job WHERE study_instance_uid = ? AND model = ? AND route = ? ORDER BY job_id DESC LIMIT 1",
+            (new.study_instance_uid, new.model, new.route),
         ).fetchone()
         cursor = self._connection.execute(
             "INSERT INTO job (job_key, study_instance_uid, series_instance_uid, route, model, model_digest, state,"
@@ -71,7 +71,21 @@ class JobJournal:
             "INSERT INTO job_input VALUES (?, ?, ?)", [(job_id, uid, sha256) for uid, sha256 in new.inputs.items()]
         )
         self._add_destinations(job_id, new.destinations, now_s)
+        if predecessor:
+            self._supersede(predecessor["job_id"], job_id, now_s)
         return True
+
+    def _supersede(self, job_id: int, by_job_id: int, now_s: float) -> None:
+        """Cancels a job that nobody has in hand: a newer one has its images and more, and will report."""
+        row = self._connection.execute("SELECT state FROM job WHERE job_id = ? AND owner = ''", (job_id,)).fetchone()
+        if row is None or row["state"] not in {JobState.SCHEDULED, JobState.IN_PROGRESS}:
+            return
+        reason = f"superseded by job {by_job_id}, which has more images"
+        record_step(self._connection, str(job_id), JobState(row["state"]), JobState.CANCELED, now_s=now_s, reason=reason)
+        self._connection.execute(
+            "UPDATE job SET state = ?, outcome = ?, reason = ?, ended_at = ? WHERE job_id = ?",
+            (JobState.CANCELED, Outcome.NOT_ATTEMPTED, reason, now_s, job_id),
+        )
 
     def _add_destinations(self, job_id: int, destinations: Sequence[str], now_s: float) -> None:
         self._connection.executemany(
@@ -94,11 +108,16 @@ class JobJournal:
             record_step(self._connection, str(cursor.lastrowid), None, DeliveryState.PENDING, now_s=now_s)
 
     def claim(self, owner: str, *, now_s: float) -> JobRecord | None:
-        """Takes the next job for a worker and counts the attempt; None when nothing waits."""
+        """Takes the next job for a worker and counts the attempt; None when nothing waits.
+
+        A job waits until the one that it supersedes has ended, so that reports come in the order of their predecessors.
+        """
         with transaction(self._connection) as connection:
             row = connection.execute(
-                "SELECT * FROM job WHERE state IN (?, ?) AND owner = '' AND not_before <= ? ORDER BY job_id LIMIT 1",
-                (JobState.SCHEDULED, JobState.IN_PROGRESS, now_s),
+                "SELECT * FROM job WHERE state IN ('SCHEDULED', 'IN PROGRESS') AND owner = '' AND not_before <= ? AND NOT EXISTS"
+                " (SELECT 1 FROM job p WHERE p.job_id = job.predecessor_job_id AND p.state IN ('SCHEDULED', 'IN PROGRESS'))"
+                " ORDER BY job_id LIMIT 1",
+                (now_s,),
             ).fetchone()
             if row is None:
                 return None
@@ -147,12 +166,12 @@ class JobJournal:
         ).fetchone()
         return float(row["encoded_at"])
 
-    def postpone(self, job: JobRecord, *, until_s: float, reason: str) -> None:
-        """Gives a job back after a failed attempt, to be taken again at `until_s`."""
+    def postpone(self, job: JobRecord, *, until_s: float, reason: str, forgive: bool = False) -> None:
+        """Gives a job back after a failed attempt, to be taken again at `until_s`; `forgive` takes the attempt back."""
         with transaction(self._connection) as connection:
             connection.execute(
-                "UPDATE job SET owner = '', not_before = ?, reason = ? WHERE job_id = ? AND epoch = ?",
-                (until_s, reason, job.job_id, job.epoch),
+                "UPDATE job SET owner = '', not_before = ?, reason = ?, attempt = max(0, attempt - ?) WHERE job_id = ? AND epoch = ?",
+                (until_s, reason, int(forgive), job.job_id, job.epoch),
             )
 
     def end(self, job: JobRecord, end: JobEnd, *, now_s: float) -> bool:
@@ -195,9 +214,9 @@ class JobJournal:
         """Answers the SR that this run supersedes: of an earlier run of the job, else of the newest earlier job of the model on the study."""
         row = self._connection.execute(
             "SELECT j.study_instance_uid, e.series_instance_uid, e.sop_class_uid, e.sop_instance_uid"
-            " FROM job j JOIN evidence e USING (job_id) WHERE e.role = 'sr' AND j.study_instance_uid = ? AND j.model = ?"
+            " FROM job j JOIN evidence e USING (job_id) WHERE e.role = 'sr' AND j.study_instance_uid = ? AND j.model = ? AND j.route = ?"
             " AND (j.job_id < ? OR (j.job_id = ? AND e.run < ?)) ORDER BY j.job_id DESC, e.run DESC LIMIT 1",
-            (job.study_instance_uid, job.model, job.job_id, job.job_id, job.run),
+            (job.study_instance_uid, job.model, job.route, job.job_id, job.job_id, job.run),
         ).fetchone()
         if row is None:
             return None

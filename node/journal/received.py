@@ -22,7 +22,7 @@ class ReceivedJournal:
         """
         with transaction(self._connection) as connection:
             known = connection.execute(
-                "SELECT sha256, revision FROM instance WHERE sop_instance_uid = ?", (received.sop_instance_uid,)
+                "SELECT sha256, series_instance_uid FROM instance WHERE sop_instance_uid = ?", (received.sop_instance_uid,)
             ).fetchall()
             if any(row["sha256"] == received.sha256 for row in known):
                 self._touch(received, association, now_s)
@@ -34,7 +34,8 @@ class ReceivedJournal:
                 " :sop_class_uid, :transfer_syntax_uid, :size_bytes, :calling_ae_title, :received_at)",
                 {
                     "sop_instance_uid": received.sop_instance_uid,
-                    "revision": len(known),
+                    # counted within the series: an archive that splits a study sends the same images under new series
+                    "revision": sum(row["series_instance_uid"] == received.series_instance_uid for row in known),
                     "sha256": received.sha256,
                     "series_instance_uid": received.series_instance_uid,
                     "study_instance_uid": received.study_instance_uid,
@@ -154,13 +155,25 @@ class ReceivedJournal:
             (state, reason, now_s, series_instance_uid),
         )
 
-    def mark_decided(self, study: StudyRecord, *, now_s: float, reason: str) -> bool:
-        """Ends the gathering of a study, in the caller's transaction; False when an instance has arrived since `study` was read."""
-        changed = self._connection.execute(
-            "UPDATE study SET state = ?, revision = revision + 1 WHERE study_instance_uid = ? AND state = ? AND last_instance_at = ?",
-            (StudyState.DECIDED, study.study_instance_uid, StudyState.RECEIVING, study.last_instance_at),
-        )
-        if changed.rowcount == 0:
+    def mark_decided(self, study: StudyRecord, *, now_s: float, reason: str, forced: bool = False) -> bool:
+        """Ends the gathering of a study, in the caller's transaction; False when an instance has arrived since `study` was read.
+
+        `forced` decides all the same, and opens the study again at once for what has arrived: the maximum wait is a bound.
+        """
+        row = self._connection.execute(
+            "SELECT last_instance_at FROM study WHERE study_instance_uid = ? AND state = ?",
+            (study.study_instance_uid, StudyState.RECEIVING),
+        ).fetchone()
+        if row is None:
+            return False
+        more_came = row["last_instance_at"] != study.last_instance_at
+        if more_came and not forced:
             return False
         record_step(self._connection, study.study_instance_uid, StudyState.RECEIVING, StudyState.DECIDED, now_s=now_s, reason=reason)
+        self._connection.execute(
+            "UPDATE study SET state = ?, revision = revision + 1 WHERE study_instance_uid = ?",
+            (StudyState.DECIDED, study.study_instance_uid),
+        )
+        if more_came:
+            self._open_study(study.study_instance_uid, now_s)
         return True

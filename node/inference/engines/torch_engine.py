@@ -6,7 +6,6 @@ import torch
 
 from node.errors import DeviceOutOfMemory, EngineError, NonFiniteOutput
 from node.inference.engines.cpu import is_swappable, optimise_for_cpu
-from node.inference.heap import give_back_freed_memory, keep_freed_memory
 
 PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -30,7 +29,6 @@ class TorchEngine:
             if cpu_precision == "bf16" and multiplies_bf16() and is_swappable(network):
                 self._precision = "bf16"
             network = optimise_for_cpu(network, PRECISIONS[self._precision])
-            keep_freed_memory()
         self._network = network.to(self._device)
 
     def infer(self, batch: torch.Tensor) -> torch.Tensor:
@@ -44,8 +42,6 @@ class TorchEngine:
             if "can't allocate memory" in str(error):
                 raise DeviceOutOfMemory(f"too little memory for a batch of shape {tuple(batch.shape)}") from error
             raise EngineError(f"the network failed on a batch of shape {tuple(batch.shape)} ({type(error).__name__})") from error
-        finally:
-            give_back_freed_memory()
         if not torch.isfinite(output).all():
             raise NonFiniteOutput("the network answered NaN or infinity")
         return output
@@ -63,6 +59,11 @@ def multiplies_bf16() -> bool:
     """Answers whether this processor has instructions for products of bfloat16 (AVX512-BF16, AMX, SVE); emulated they would be slow."""
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "sve_bf16"))
+
+
+def require_device(name: str) -> None:
+    """Raises EngineError when torch cannot use the device of this name."""
+    _device(name)
 
 
 def _device(name: str) -> torch.device:

@@ -16,6 +16,8 @@ POLICY = CompletenessPolicy(quiet_s=30, max_wait_s=900)
         (0, 899, 1, 899.9, Completeness.ASSOCIATION_OPEN),
         (0, 899, 1, 900, Completeness.FORCED),
         (0, 899.5, 0, 900, Completeness.FORCED),
+        (3600, 3600, 0, 100, Completeness.FORCED),  # the clock was set back by an hour
+        (100, 130, 0, 60, Completeness.COMPLETE),  # by more than the quiet time
     ],
 )
 def test_verdicts(first_s: float, last_s: float, associations: int, now_s: float, verdict: Completeness) -> None:

@@ -81,6 +81,9 @@ def test_a_fitting_series_is_taken() -> None:
         (make_series(ImageType=("DERIVED", "SECONDARY")), "DERIVED"),
         (make_series(BodyPartExamined="CHEST"), "Body Part Examined is CHEST and no description names one of HEAD, BRAIN"),
         (make_series(BodyPartExamined=""), "Body Part Examined is absent"),
+        (make_series(BodyPartExamined="CHEST", StudyDescription="CT HEAD NECK CHEST"), "Body Part Examined is CHEST"),
+        (make_series(ImageType=("DERIVED", "SECONDARY", "MIP", "NORM")), "Image Type says MIP"),
+        (make_series(ImageType=("DERIVED", "PRIMARY", "DIFFUSION", "ADC")), "Image Type says ADC"),
         (make_series(slices=9), "9 slices, the model needs at least 10"),
         (make_series(spacing_mm=9), "slice spacing 9.00 mm, the model needs at most 8 mm"),
         (make_series(spacing_mm=1), "covers 20 mm, the model needs at least 50 mm"),
@@ -159,3 +162,42 @@ def test_orientation_and_spacing_without_headers_are_unknown() -> None:
     bare = SeriesHeader("1", (InstanceHeader("1", "1", "1", CT_STORAGE, {}), InstanceHeader("1", "1", "2", CT_STORAGE, {})))
     assert orientation_of(bare.representative) == ""
     assert slice_spacing_mm(bare) is None
+
+
+def test_a_series_description_overrides_a_body_part_that_is_wrong() -> None:
+    assert reason(make_series(BodyPartExamined="CHEST", SeriesDescription="Head 5.0")) == ""
+
+
+@pytest.mark.parametrize(
+    ("agent", "has_contrast"), [("", False), ("NONE", False), ("Iomeprol", True), ("by Contrast/Bolus Agent Sequence", True)]
+)
+def test_contrast(agent: str, has_contrast: bool) -> None:
+    without = replace(CARD, inputs=(InputRequirement(modality=("CT",), contrast="without"),))
+    needed = replace(CARD, inputs=(InputRequirement(modality=("CT",), contrast="with"),))
+    series = make_series(ContrastBolusAgent=agent)
+    assert (reason(series, card=without) != "") is has_contrast
+    assert (reason(series, card=needed) == "") is has_contrast
+
+
+def test_a_reason_never_holds_what_names_a_person() -> None:
+    told = reason(make_series(PatientName="RADNODE^SYNTHETIC"), replace(ROUTE, when={"PatientName": ("PHANTOM^QA",)}))
+    assert told == "route head: PatientName is another than the rule names"
+
+
+def test_a_model_that_cannot_be_used_costs_its_own_route_alone() -> None:
+    decision = decide_study([make_series()], [replace(ROUTE, model="broken"), ROUTE], {"brain": CARD})
+    assert [selection.route.model for selection in decision.selections] == ["brain"]
+    assert "the model broken cannot be used" in next(v.reason for v in decision.verdicts if not v.accepted)
+
+
+def test_words_beyond_ascii_are_words() -> None:
+    card = replace(CARD, inputs=(InputRequirement(modality=("CT",), words=("SCHÄDEL",)),))
+    assert reason(make_series(SeriesDescription="Schädel nativ"), card=card) == ""
+
+
+def test_several_multi_frame_objects_tell_their_own_spacing() -> None:
+    instances = tuple(
+        InstanceHeader("1", "1.1", f"1.1.{n}", CT_STORAGE, {"SpacingBetweenSlices": (5.0,), "ImageOrientationPatient": AXIAL}, frames=20)
+        for n in range(2)
+    )
+    assert slice_spacing_mm(SeriesHeader("1.1", instances)) == 5.0

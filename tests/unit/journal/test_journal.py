@@ -129,6 +129,49 @@ def test_a_decision_is_void_when_an_instance_came_in_between(connection: sqlite3
         assert not received.mark_decided(study, now_s=45, reason="quiet")
 
 
+def test_a_forced_decision_holds_and_opens_the_study_again_for_what_came(connection: sqlite3.Connection, received: ReceivedJournal) -> None:
+    (study,) = received.gathering_studies()
+    received.record_instance(replace(INSTANCE, sop_instance_uid="1.2.3.2", sha256="c" * 64), association="a2", now_s=44)
+    with transaction(connection):
+        assert received.mark_decided(study, now_s=45, reason="maximum wait", forced=True)
+    (again,) = received.gathering_studies()
+    assert (again.revision, again.opened_at) == (1, 45)
+
+
+def test_images_that_come_again_under_another_series_are_that_series(connection: sqlite3.Connection, received: ReceivedJournal) -> None:
+    """An archive that splits or merges studies keeps the SOP Instance UIDs."""
+    moved = replace(INSTANCE, series_instance_uid="1.7.3", study_instance_uid="1.7", sha256="d" * 64)
+    assert received.record_instance(moved, association="a2", now_s=20) is Recorded.CHANGED
+    assert [i.sha256 for i in received.instances_of_study("1.7")] == ["d" * 64]
+    assert [i.sha256 for i in received.instances_of_study("1.2")] == ["a" * 64]
+
+
+def test_a_job_waits_for_the_one_that_it_supersedes(connection: sqlite3.Connection, received: ReceivedJournal) -> None:
+    open_job(connection)
+    jobs = JobJournal(connection)
+    first = jobs.claim("w1", now_s=60)
+    open_job(connection, replace(NEW_JOB, job_key="key-2"))
+    assert first is not None
+    assert jobs.claim("w2", now_s=61) is None
+    jobs.end(first, JobEnd(JobState.COMPLETED, Outcome.FOUND, "", (SR,), {}), now_s=62)
+    second = jobs.claim("w2", now_s=63)
+    assert second is not None
+    predecessor = jobs.predecessor_report(second)
+    assert predecessor is not None
+    assert predecessor.sop_instance_uid == SR.sop_instance_uid
+
+
+def test_another_route_to_the_model_supersedes_nothing(connection: sqlite3.Connection, received: ReceivedJournal) -> None:
+    open_job(connection)
+    jobs = JobJournal(connection)
+    end(jobs)
+    open_job(connection, replace(NEW_JOB, job_key="key-2", route="other route"))
+    job = jobs.claim("w", now_s=80)
+    assert job is not None
+    assert job.predecessor_job_id is None
+    assert jobs.predecessor_report(job) is None
+
+
 def test_one_key_is_one_job_whatever_asks(connection: sqlite3.Connection, received: ReceivedJournal) -> None:
     assert open_job(connection)
     assert not open_job(connection)
