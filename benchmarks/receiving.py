@@ -77,5 +77,5 @@ def _orthanc(folder: Path) -> Iterator[tuple[int, int, str]]:
 @contextmanager
 def _radnode(folder: Path) -> Iterator[tuple[int, int, str]]:
     make_bundle(folder / "models")
-    with running_node(folder, models_dir=folder / "models", model="thresholds", quiet_s=3600.0) as node:
+    with running_node(folder, models_dir=folder / "models", model="thresholds", quiet_s=500.0) as node:
         yield node.port, node.child_pid("listener"), "RADNODE"

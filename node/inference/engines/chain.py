@@ -1,18 +1,21 @@
 """Convolutions one after the other, each keeping the size of the image, in two buffers and slab by slab.
 
-A slab's output is still in the cache when its sums are taken and it is copied to its buffer, and the allocator hands out the same
-small block for every slab: nothing large is ever fetched fresh from the kernel, which would fill it with zeros first.
+Every core works at a slab of its own. What a slab's convolution answers is still in the cache when its sums are taken, and lies in
+the same small block of memory as that of the slab before: a layer's whole output, fetched fresh from the kernel, would be filled
+with zeros first, which alone took a fifth of the time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import nn
 
-from node.inference.engines.channels import Moments, as_voxels, change, scale_and_shift
+from node.inference.engines.channels import Activation, Moments, as_voxels, change, merge, moments_of, scale_and_shift
+from node.inference.parallel import map_on_all_cores
 
-_SLAB_BYTES: Final = 8 << 20
+_SLAB_BYTES: Final = 3 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,8 +27,7 @@ class Layer:
     padding: tuple[int, int, int]
     dilation: tuple[int, int, int]
     norm: nn.InstanceNorm3d | None
-    activation: nn.Module | None
-    """Changes its input, element by element."""
+    activation: Activation | None
 
     def convolve(self, image: torch.Tensor, padding: tuple[int, int, int]) -> torch.Tensor:
         """Answers the convolution of (1, channels, i, j, k) by oneDNN, channels last."""
@@ -33,7 +35,7 @@ class Layer:
         return output.contiguous(memory_format=torch.channels_last_3d)
 
 
-def layer_of(convolution: nn.Conv3d, norm: nn.InstanceNorm3d | None, activation: nn.Module | None, dtype: torch.dtype) -> Layer:
+def layer_of(convolution: nn.Conv3d, norm: nn.InstanceNorm3d | None, activation: Activation | None, dtype: torch.dtype) -> Layer:
     """Answers a convolution, for which `keeps_size` holds, as a layer that computes in `dtype`."""
     return Layer(
         weight=convolution.weight.detach().to(dtype).contiguous(memory_format=torch.channels_last_3d),
@@ -71,12 +73,12 @@ class Chain(nn.Module):
         """Every buffer has planes of zeros before and after the image: the padding of the widest layer along the first axis."""
         margin = max(layer.padding[0] for layer in self._layers)
         inside = slice(margin, margin + image.shape[2])
-        current = _zeros(image.shape[1], image, margin, self._layers[0].weight.dtype)
+        current = _buffer(image.shape[1], image, margin, self._layers[0].weight.dtype)
         current[:, :, inside].copy_(image)
         spare: torch.Tensor | None = None
         for layer in self._layers:
             if spare is None or spare.shape[1] != len(layer.weight):
-                spare = _zeros(len(layer.weight), image, margin, layer.weight.dtype)
+                spare = _buffer(len(layer.weight), image, margin, layer.weight.dtype)
             padded = current[:, :, margin - layer.padding[0] : inside.stop + layer.padding[0]]
             _apply(layer, padded, spare[:, :, inside])
             current, spare = spare, current
@@ -85,26 +87,32 @@ class Chain(nn.Module):
 
 def _apply(layer: Layer, padded: torch.Tensor, target: torch.Tensor) -> None:
     """Fills `target` with the output of a layer; `padded` holds the padding along the first axis already."""
+    planes = target.shape[2]
     thickness = max(1, _SLAB_BYTES // (target[:, :, 0].numel() * target.element_size()))
-    moments = Moments()
-    for start in range(0, target.shape[2], thickness):
-        stop = min(start + thickness, target.shape[2])
-        slab = layer.convolve(padded[:, :, start : stop + 2 * layer.padding[0]], (0, *layer.padding[1:]))
-        if layer.norm is not None:
-            moments.add(as_voxels(slab))
-        elif layer.activation is not None:
-            change(as_voxels(slab), None, layer.activation)
-        target[:, :, start:stop].copy_(slab)
+    slabs = [slice(start, min(start + thickness, planes)) for start in range(0, planes, thickness)]
+
+    def convolve(slab: slice) -> Moments | None:
+        answer = layer.convolve(padded[:, :, slab.start : slab.stop + 2 * layer.padding[0]], (0, *layer.padding[1:]))
+        if layer.norm is None and layer.activation is not None:
+            change(as_voxels(answer), None, layer.activation)
+        target[:, :, slab].copy_(answer)
+        return None if layer.norm is None else moments_of(as_voxels(answer))
+
+    moments = [found for found in map_on_all_cores(convolve, slabs) if found is not None]
     if layer.norm is not None:
-        change(as_voxels(target), scale_and_shift(layer.norm, moments), layer.activation)
+        factors = scale_and_shift(layer.norm, merge(moments))
+        map_on_all_cores(lambda slab: change(as_voxels(target[:, :, slab]), factors, layer.activation), slabs)
 
 
-def _zeros(channels: int, image: torch.Tensor, margin: int, dtype: torch.dtype) -> torch.Tensor:
+def _buffer(channels: int, image: torch.Tensor, margin: int, dtype: torch.dtype) -> torch.Tensor:
     planes, rows, columns = image.shape[2:]
     shape = (1, channels, planes + 2 * margin, rows, columns)
-    return torch.zeros(shape, dtype=dtype).contiguous(memory_format=torch.channels_last_3d)
+    buffer = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last_3d)
+    buffer[:, :, :margin] = 0
+    buffer[:, :, margin + planes :] = 0
+    return buffer
 
 
-def _three(sizes: tuple[int | str, ...]) -> tuple[int, int, int]:
+def _three(sizes: Sequence[int | str] | str) -> tuple[int, int, int]:
     first, second, third = (int(size) for size in sizes)
     return first, second, third

@@ -6,13 +6,17 @@ pieces that stay in the cache, on all cores side by side (`channels`). Figures: 
 """
 
 import copy
+from functools import partial
 from typing import Final
 
 import torch
 from torch import nn
 
 from node.inference.engines.chain import Chain, Layer, keeps_size, layer_of
-from node.inference.engines.channels import Moments, TanhGelu, as_voxels, change, scale_and_shift
+from node.inference.engines.channels import Activation, as_voxels, change, merge, moments_of, scale_and_shift, tanh_gelu
+from node.inference.parallel import map_on_all_cores
+
+_PART_VOXELS: Final = 1 << 16
 
 _IN_PLACE: Final = (nn.ELU, nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.SiLU, nn.CELU, nn.SELU, nn.Hardswish)
 """Activations of torch that have an in-place form and no weights."""
@@ -37,8 +41,8 @@ def is_swappable(network: nn.Module) -> bool:
 
 
 def _swap(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    if isinstance(module, torch.jit.ScriptModule):
-        return module
+    if isinstance(module, (torch.jit.ScriptModule, Chain, _DirectConvolution, _InstanceNorm)):
+        return module  # some networks hold the same module under two names: what was swapped already stays
     if isinstance(module, nn.Conv3d) and _is_plain(module):
         return _DirectConvolution(module, dtype)
     if isinstance(module, nn.InstanceNorm3d) and _is_plain(module):
@@ -72,15 +76,19 @@ def _layers(modules: list[nn.Module], dtype: torch.dtype) -> list[Layer]:
     return layers
 
 
-def _in_place(module: nn.Module) -> nn.Module | None:
+def _in_place(module: nn.Module) -> Activation | None:
     """Answers the in-place form of an activation, None where it has none or is no activation."""
     if isinstance(module, nn.GELU) and module.approximate == "tanh":
-        return TanhGelu()
+        return tanh_gelu
     if not isinstance(module, _IN_PLACE):
         return None
     in_place = copy.copy(module)  # the network may use the same object elsewhere, on what must not change
     setattr(in_place, "inplace", True)  # noqa: B010 - torch's types do not know the attribute of all activations
-    return in_place
+
+    def apply(work: torch.Tensor, _: torch.Tensor) -> None:
+        in_place(work)
+
+    return apply
 
 
 class _ChannelsLast(nn.Module):
@@ -121,9 +129,8 @@ class _InstanceNorm(nn.Module):
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         batch = batch.clone(memory_format=torch.channels_last_3d)
-        for one in batch.split(1):
-            voxels = as_voxels(one)
-            moments = Moments()
-            moments.add(voxels)
-            change(voxels, scale_and_shift(self.norm, moments), None)
+        for image in torch.split(batch, 1):
+            parts = torch.split(as_voxels(image), _PART_VOXELS)
+            factors = scale_and_shift(self.norm, merge(map_on_all_cores(moments_of, parts)))
+            map_on_all_cores(partial(change, factors=factors, activation=None), parts)
         return batch
