@@ -57,6 +57,8 @@ _FORMS: Final = {
 
 _LOSSY_TRANSFER_SYNTAXES: Final = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless})
 
+DEIDENTIFICATION_UNSTATED: Final = "not stated in the source images"
+
 
 def normalise_source(dataset: Dataset) -> Dataset:
     """Answers a stand-in for a source image that highdicom accepts: its UIDs and its modality, and no identity at all.
@@ -97,6 +99,10 @@ def restore_identity(evidence: Dataset, source: Dataset) -> None:
     for keyword in DESCRIPTION:
         if keyword in source and _is_well_formed(source, keyword):
             copy_exactly(evidence, source, keyword)
+    if evidence.get("PatientIdentityRemoved") == "YES" and not (
+        evidence.get("DeidentificationMethod") or evidence.get("DeidentificationMethodCodeSequence")
+    ):
+        evidence.DeidentificationMethod = DEIDENTIFICATION_UNSTATED  # type 1C (PS3.3 C.7.1.1): the flag must stay, and be explained
     keep_bytes(evidence)
 
 
