@@ -40,12 +40,22 @@ _RAS_FROM_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 class Tail:
     """What the bundle does to the network's output, as far as we know it."""
 
+    activation: str
+    """softmax, sigmoid or nothing: what the output goes through before it is brought back to the source grid."""
     is_probability: bool
-    """A single channel through a sigmoid, cut at one half."""
+    """A single channel, cut at one half."""
     largest_component_of: tuple[int, ...]
     """Labels of which only the largest connected component is kept."""
     holes_filled_in: tuple[int, ...]
     """Labels whose enclosed holes become that label, after that."""
+
+    def activate(self, values: torch.Tensor) -> None:
+        """Changes (channels, i, j, k) in place."""
+        if self.activation == "sigmoid":
+            values.sigmoid_()
+        elif self.activation == "softmax":
+            for plane in values.unbind(dim=1):
+                plane.copy_(plane.softmax(dim=0))
 
 
 class Bundle:
@@ -73,11 +83,10 @@ class Bundle:
         affine = np.asarray(prepared.affine, dtype=np.float64)
         with torch.inference_mode():
             output = self._parts.inferer(prepared.as_tensor()[None].float(), self._engine.infer)
-        values = torch.as_tensor(output)[0]
-        if self._parts.tail.is_probability:
-            values = torch.sigmoid(values) if self._parts.needs_sigmoid else values
+            values = torch.as_tensor(output)[0].float()
+            self._parts.tail.activate(values)
         progress(1.0)
-        return Scores(values.float().numpy(), _RAS_FROM_LPS @ affine, is_probability=self._parts.tail.is_probability)
+        return Scores(values.numpy(), _RAS_FROM_LPS @ affine, is_probability=self._parts.tail.is_probability)
 
     def tail(self, label_map: LabelMap) -> LabelMap:
         """Answers the labels after what the bundle's postprocessing does to labels."""
@@ -98,7 +107,6 @@ class _Parts:
     preprocessing: Callable[[dict[str, Any]], dict[str, Any]]
     inferer: Callable[[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]], torch.Tensor]
     tail: Tail
-    needs_sigmoid: bool
 
 
 def load_bundle(folder: Path, card: ModelCard, *, device: str = "cpu", threads: int = 0) -> Bundle:
@@ -189,20 +197,22 @@ def _parse(parser: ConfigParser) -> _Parts:
     transforms = preprocessing.transforms if isinstance(preprocessing, Compose) else [preprocessing]
     ours = Compose([transform for transform in transforms if type(transform).__name__ not in _READING])
     inferer = parser.get_parsed_content("inferer") if "inferer" in parser else SimpleInferer()
-    tail, needs_sigmoid = _tail(parser.get("postprocessing", {}).get("transforms", []))
-    return _Parts(ours, inferer, tail, needs_sigmoid)
+    return _Parts(ours, inferer, _tail(parser.get("postprocessing", {}).get("transforms", [])))
 
 
-def _tail(transforms: Sequence[Mapping[str, Any]]) -> tuple[Tail, bool]:
-    is_probability = needs_sigmoid = False
+def _tail(transforms: Sequence[Mapping[str, Any]]) -> Tail:
+    activation = ""
+    is_probability = is_inverted = False
     largest: tuple[int, ...] = ()
     filled: tuple[int, ...] = ()
     for transform in transforms:
         name = str(transform.get("_target_", "")).rpartition(".")[2]
         if name in _OURS or transform.get("_disabled_") is True:
-            continue
-        if name == "Activationsd" and (transform.get("softmax") or transform.get("sigmoid")):
-            needs_sigmoid = bool(transform.get("sigmoid"))  # softmax keeps the order of the classes: nothing to do
+            is_inverted |= name == "Invertd"
+        elif name == "Activationsd" and transform.get("sigmoid"):
+            activation = "sigmoid"
+        elif name == "Activationsd" and transform.get("softmax"):
+            activation = "" if is_inverted else "softmax"  # softmax keeps the order of the classes, but not between voxels
         elif name == "AsDiscreted" and transform.get("argmax"):
             is_probability = False
         elif name == "AsDiscreted" and transform.get("threshold") == 0.5:
@@ -213,7 +223,7 @@ def _tail(transforms: Sequence[Mapping[str, Any]]) -> tuple[Tail, bool]:
             filled = _labels_of(transform)
         else:
             raise BundleInvalid(f"postprocessing holds {name or 'something nameless'}, which radnode cannot do yet")
-    return Tail(is_probability, largest, filled), needs_sigmoid
+    return Tail(activation, is_probability, largest, filled)
 
 
 def _labels_of(transform: Mapping[str, Any]) -> tuple[int, ...]:

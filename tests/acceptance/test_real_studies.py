@@ -1,5 +1,6 @@
 """Real studies, real weights: the volumes are right, every object passes the validators, and others read the same voxels."""
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,11 +10,16 @@ from typing import Final
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydicom import dcmread
 
 from node.domain.routing import Route, StudyDecision, decide_study
 from node.domain.states import Outcome
+from node.domain.volume import LabelMap
 from node.inference.bundle import load_bundle
+from node.inference.engines.torch_engine import multiplies_bf16
+from node.inference.restore import restore_labels
+from node.inference.series_reader import read_series
 from node.inference.weights import install_weights
 from node.intake.headers import read_series_headers
 from node.modelstore import load_card, load_cards
@@ -188,6 +194,38 @@ def test_a_report_on_incomplete_input_says_so(run: Callable[[str], OfflineResult
     report = dcmread(run(name).paths["sr"])
     assert report.CompletionFlag == "PARTIAL"
     assert "missing" in str(report.CompletionFlagDescription).lower()
+
+
+def labels_of(done: OfflineResult) -> NDArray[np.bool_]:
+    assert done.result.label_map is not None
+    return done.result.label_map.labels > 0
+
+
+def dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+def test_three_models_agree_on_where_the_brain_is(run: Callable[[str], OfflineResult]) -> None:
+    """Networks, preprocessing and axis orders of different origin: agreement rules out a flip or a shift."""
+    extracted = labels_of(run("T1, a slice missing"))
+    structures = labels_of(run("T1, structures"))
+    assert dice(extracted, labels_of(run("T1, intracranial"))) > 0.96
+    assert (structures & extracted).sum() > 0.98 * structures.sum()
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this processor does not multiply bfloat16: float32 is used anyway")
+def test_bfloat16_gives_the_labels_of_float32(run: Callable[[str], OfflineResult], tmp_path: Path) -> None:
+    case = CASES["head CT of Debian"]
+    folder = tmp_path / case.model
+    shutil.copytree(installed(case), folder)
+    configuration = folder / "configs" / "inference.json"
+    configuration.write_text(json.dumps(json.loads(configuration.read_text()) | {"cpu_precision": "fp32"}))
+    model = load_bundle(folder, load_card(folder))
+    volume = read_series(case.files())
+    exact = model.tail(LabelMap(restore_labels(model.predict(volume), volume.source), volume.source))
+    assert "bf16" in run("head CT of Debian").result.provenance.engine  # type: ignore[union-attr]
+    assert "fp32" in model.provenance.engine
+    assert dice(labels_of(run("head CT of Debian")), exact.labels > 0) >= 0.999
 
 
 def decide(folder: Path, model: str) -> tuple[StudyDecision, dict[str, str]]:

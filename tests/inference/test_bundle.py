@@ -80,3 +80,16 @@ def test_torchscript_is_refused_unless_the_card_says_so(tmp_path: Path) -> None:
     edit(folder, network_def="$torch.jit.load(@bundle_root + '/models/other.pt')", imports=["$import torch"])
     with pytest.raises(BundleInvalid, match="its card names no weights of format torchscript"):
         load_bundle(folder, load_card(folder))
+
+
+@pytest.mark.parametrize("before_inversion", [True, False])
+def test_classes_are_compared_between_voxels_as_the_bundle_says(tmp_path: Path, before_inversion: bool) -> None:
+    """What is interpolated back: probabilities where softmax stands before Invertd, else the network's own numbers."""
+    folder = make_bundle(tmp_path / "models")
+    softmax, invert = {"_target_": "Activationsd", "keys": "pred", "softmax": True}, {"_target_": "Invertd", "keys": "pred"}
+    discrete = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+    order = [softmax, invert, discrete] if before_inversion else [invert, softmax, discrete]
+    edit(folder, postprocessing={"_target_": "Compose", "transforms": order})
+    series = make_ct_series(tmp_path / "ct", slices=12, rows=32, columns=32)
+    values = load_bundle(folder, load_card(folder)).predict(read_series(series.paths)).values
+    assert np.allclose(values.sum(axis=0), 1.0) == before_inversion
