@@ -6,6 +6,8 @@ is no segment: an item without frames is drawn by some viewers as an empty outli
 
 import re
 from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -19,9 +21,10 @@ from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from node.domain.modelcard import SegmentDefinition
 from node.domain.result import Result
-from node.domain.volume import LabelMap, SourceGrid
+from node.domain.volume import SourceGrid
 from node.errors import EvidenceError
 from node.evidence.context import EvidenceContext
+from node.evidence.frames import PER_FRAME_FUNCTIONAL_GROUPS, Frame, frames_of, functional_groups, labels_of_planes, pack_frames
 from node.evidence.header import is_lossy, normalise_source
 from node.evidence.sop_common import (
     algorithm_parameters,
@@ -35,7 +38,11 @@ from node.evidence.sop_common import (
 )
 
 CONTENT_LABEL: Final = "AI_SEGMENTATION"
-_LABELS: Final = 256
+_EVEN: Final = 0.01
+"""Planes are evenly spaced when no step differs from the others by more than this part of it."""
+
+_SMALL: Final = 16
+"""Rows and columns of the plane of which the header is made: a pixel for each of 255 segments."""
 
 
 def encode_segmentation(result: Result, sources: Sequence[Dataset], context: EvidenceContext) -> Dataset:
@@ -53,28 +60,77 @@ def encode_segmentation(result: Result, sources: Sequence[Dataset], context: Evi
     grid = result.label_map.source
     images = images_of_planes(sources, grid)
     segments = segments_of(result)
-    made = Segmentation(
-        source_images=_stand_ins(images, grid),
-        pixel_array=_segment_numbers(result.label_map, segments),
-        segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(number, segment, result, context) for number, segment in enumerate(segments, 1)],
-        series_instance_uid=context.uid("seg", "series"),
-        series_number=series_number(images[0], 1),
-        sop_instance_uid=context.uid("seg", "instance"),
-        instance_number=1,
-        content_label=CONTENT_LABEL,
-        content_description=long_string(f"AI result, not verified: {result.card.title} {result.card.version}"),
-        series_description=series_description(result.card, "SEG"),
-        transfer_syntax_uid=ExplicitVRLittleEndian,
-        **equipment(context),
-    )
+    labels = result.label_map.labels
+    found = labels_of_planes(labels)
+    _require_named(found, segments)
+    frames = frames_of(found, [segment.label_value for segment in segments])
+    made = _header(images, grid, segments, result, context)
+    made.NumberOfFrames = len(frames)
+    made.Rows, made.Columns = grid.rows, grid.columns
+    _cite(made, images)
+    made[PER_FRAME_FUNCTIONAL_GROUPS] = functional_groups(frames, grid, _derivations(made, grid))
+    made.PixelData = pack_frames(labels, frames)
+    made["PixelData"].VR = "OB"
+    _space_planes(made, frames, grid)
     _name_dimensions(made, context)
-    _number_frames(made, grid)
     _tell_losses(made, images)
     _tell_body_part(made, images[0])
     made.ContentCreatorName = None  # type 2, and no person made it
-    _pad_with_zero(made)
     return finished(made, images[0], result, context)
+
+
+def _header(
+    images: Sequence[Dataset], grid: SourceGrid, segments: Sequence[SegmentDefinition], result: Result, context: EvidenceContext
+) -> Dataset:
+    """Answers everything but the frames: the Segmentation of one small plane that holds a pixel of each segment."""
+    plane = replace(grid, planes=grid.planes[:1], rows=_SMALL, columns=_SMALL)
+    pixels = np.zeros((1, _SMALL, _SMALL), dtype=np.uint8)
+    pixels.reshape(-1)[: len(segments)] = np.arange(1, len(segments) + 1)
+    made = Dataset()
+    made.update(
+        Segmentation(
+            source_images=_stand_ins(images[:1], plane, thickness=_slice_thickness_mm(images[0], grid)),
+            pixel_array=pixels,
+            segmentation_type=SegmentationTypeValues.BINARY,
+            segment_descriptions=[_description(number, segment, result, context) for number, segment in enumerate(segments, 1)],
+            series_instance_uid=context.uid("seg", "series"),
+            series_number=series_number(images[0], 1),
+            sop_instance_uid=context.uid("seg", "instance"),
+            instance_number=1,
+            content_label=CONTENT_LABEL,
+            content_description=long_string(f"AI result, not verified: {result.card.title} {result.card.version}"),
+            series_description=series_description(result.card, "SEG"),
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            **equipment(context),
+        )
+    )
+    return made
+
+
+def _cite(made: Dataset, images: Sequence[Dataset]) -> None:
+    """Names every image of the grid as source: the header was made of the first alone."""
+    for holder, keyword in ((made.ReferencedSeriesSequence[0], "ReferencedInstanceSequence"), (made, "SourceImageSequence")):
+        (first,) = holder[keyword].value
+        items = []
+        for image in images:
+            item = deepcopy(first)
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = str(image.SOPClassUID), str(image.SOPInstanceUID)
+            items.append(item)
+        setattr(holder, keyword, items)
+
+
+def _derivations(made: Dataset, grid: SourceGrid) -> list[Dataset]:
+    """Answers of each plane from which image, or frame of it, its segments are derived."""
+    first = made.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]
+    derivations = []
+    for plane in grid.planes:
+        derivation = deepcopy(first)
+        source = derivation.SourceImageSequence[0]
+        source.ReferencedSOPInstanceUID = plane.sop_instance_uid
+        if plane.frame_number is not None:
+            source.ReferencedFrameNumber = plane.frame_number
+        derivations.append(derivation)
+    return derivations
 
 
 def segments_of(result: Result) -> tuple[SegmentDefinition, ...]:
@@ -96,18 +152,13 @@ def images_of_planes(sources: Sequence[Dataset], grid: SourceGrid) -> list[Datas
     return [by_uid[uid] for uid in dict.fromkeys(plane.sop_instance_uid for plane in grid.planes)]
 
 
-def _segment_numbers(label_map: LabelMap, segments: Sequence[SegmentDefinition]) -> NDArray[np.uint8]:
-    """Answers the labels as Segment Numbers."""
-    voxels = np.bincount(label_map.labels.reshape(-1), minlength=_LABELS)
-    found = {int(label) for label in np.flatnonzero(voxels[1:]) + 1}
-    if found != {segment.label_value for segment in segments}:
-        raise EvidenceError(f"the label map holds the labels {sorted(found)}, the result names others")
-    if not found:
+def _require_named(found: NDArray[np.bool_], segments: Sequence[SegmentDefinition]) -> None:
+    """Refuses a label map that holds other labels than the result names, or none."""
+    held = {int(label) for label in np.flatnonzero(found.any(axis=0)) if label}
+    if held != {segment.label_value for segment in segments}:
+        raise EvidenceError(f"the label map holds the labels {sorted(held)}, the result names others")
+    if not held:
         raise EvidenceError("no voxel is segmented")
-    number_of_label = np.zeros(_LABELS, dtype=np.uint8)
-    for number, segment in enumerate(segments, start=1):
-        number_of_label[segment.label_value] = number
-    return number_of_label[label_map.labels]
 
 
 def _description(number: int, segment: SegmentDefinition, result: Result, context: EvidenceContext) -> SegmentDescription:
@@ -145,9 +196,8 @@ def _description(number: int, segment: SegmentDefinition, result: Result, contex
 # ── stand-ins for the source images ─────────────────────────────────────────
 
 
-def _stand_ins(images: Sequence[Dataset], grid: SourceGrid) -> list[Dataset]:
+def _stand_ins(images: Sequence[Dataset], grid: SourceGrid, thickness: DSfloat) -> list[Dataset]:
     """Answers headers that highdicom accepts, with the geometry of the grid: one an image, or one multi-frame header."""
-    thickness = _slice_thickness_mm(images[0], grid)
     if grid.planes[0].frame_number is None:
         stand_ins = [normalise_source(image) for image in images]
         for stand_in, plane in zip(stand_ins, grid.planes, strict=True):
@@ -217,21 +267,30 @@ def _name_dimensions(made: Dataset, context: EvidenceContext) -> None:
         item.DimensionOrganizationUID = uid
 
 
-def _pad_with_zero(made: Dataset) -> None:
-    """Ends Pixel Data on a zero byte where its length would be odd (PS3.5 8.1.1): highdicom writes the character 0."""
-    size = -(-int(made.NumberOfFrames) * made.Rows * made.Columns // 8)
-    made.PixelData = made.PixelData[:size] + b"\0" * (size % 2)
-    made["PixelData"].VR = "OB"
-
-
-def _number_frames(made: Dataset, grid: SourceGrid) -> None:
-    """Cites the true frames of a multi-frame source: highdicom counts the frames of the stand-in."""
-    numbers = [plane.frame_number for plane in grid.planes]
-    if numbers[0] is None or numbers == list(range(1, len(numbers) + 1)):
+def _space_planes(made: Dataset, frames: Sequence[Frame], grid: SourceGrid) -> None:
+    """States the distance of the planes where they have one, and that the frames are a grid where they are."""
+    measures = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    del measures.SpacingBetweenSlices  # of the one plane of the header
+    if "DimensionOrganizationType" in made:
+        del made.DimensionOrganizationType
+    spacing_mm = _even_spacing_mm(grid)
+    if spacing_mm is None:
         return
-    images = [frame.DerivationImageSequence[0].SourceImageSequence[0] for frame in made.PerFrameFunctionalGroupsSequence]
-    for image in {id(image): image for image in images}.values():  # segments on one frame share one item
-        image.ReferencedFrameNumber = numbers[int(image.ReferencedFrameNumber) - 1]
+    measures.SpacingBetweenSlices = _decimal_strings([spacing_mm])[0]
+    planes = [frame.plane for frame in frames]
+    if len(set(planes)) == len(planes) > 1 and max(planes) - min(planes) == len(planes) - 1:
+        made.DimensionOrganizationType = "3D"  # one segment without a gap (PS3.3 C.7.6.17.3)
+
+
+def _even_spacing_mm(grid: SourceGrid) -> float | None:
+    """Answers the distance of the planes; None where they are unevenly spaced, or shifted against each other (tilt)."""
+    steps = np.diff(grid.positions_mm, axis=0)
+    if not len(steps):
+        return None
+    mean = steps.mean(axis=0)
+    length, along = float(np.linalg.norm(mean)), float(mean @ grid.normal)
+    is_even = np.abs(steps - mean).max() <= _EVEN * length and length - along <= _EVEN * length
+    return along if is_even else None
 
 
 def _tell_losses(made: Dataset, images: Sequence[Dataset]) -> None:

@@ -72,7 +72,7 @@ def make_card(parts: int) -> ModelCard:
             type=THALAMUS,
             anatomic_region=Code("12738006", "SCT", "Brain") if number % 3 == 0 else None,
             laterality=(None, LEFT, RIGHT)[number % 3] if number % 2 else None,
-            rgb=(255 - 10 * number, 10 * number, 90),
+            rgb=(255 - 10 * number % 256, 10 * number % 256, 90),
         )
         for number in range(1, parts + 1)
     )
