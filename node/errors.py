@@ -21,6 +21,7 @@ NodeError
 │   ├─ DeviceOutOfMemory        retryable
 │   └─ NonFiniteOutput
 ├─ EvidenceError                                       our bug: an object we must not send
+│   └─ EvidenceInvalid                                 the gate found something wrong with it: quarantined
 └─ DeliveryError
     ├─ PeerUnreachable          retryable              network, abort, timeout
     ├─ AssociationRejected      retryable if transient
@@ -185,6 +186,10 @@ class NonFiniteOutput(EngineError):
 
 class EvidenceError(NodeError):
     """An evidence object of ours is invalid: never sent."""
+
+
+class EvidenceInvalid(EvidenceError):
+    """The conformance gate found errors in an object of ours: it stays in quarantine."""
 
 
 # ── delivery ────────────────────────────────────────────────────────────────

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from io import BytesIO
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -17,8 +18,9 @@ from node.domain.modelcard import ModelCard
 from node.domain.result import Provenance, Result
 from node.domain.states import Outcome
 from node.domain.volume import LabelMap, Scores, Volume
-from node.errors import InputError, NodeError
+from node.errors import EvidenceInvalid, InputError, NodeError
 from node.evidence.context import EvidenceContext
+from node.evidence.gate import Severity, examine_set
 from node.evidence.key_image import render_key_image
 from node.evidence.measurement_report import encode_report
 from node.evidence.page import render_page
@@ -28,6 +30,11 @@ from node.files import write_durably
 from node.inference.pixels import PARSE_ERRORS
 from node.inference.restore import restore_labels
 from node.inference.series_reader import read_series
+
+QUARANTINE: Final = "quarantine"
+"""Folder beside the results: what the gate has held back, for a person and `radnode check`."""
+
+TOLD_ERRORS: Final = 3
 
 Progress = Callable[[str, float], None]
 """Called with the step and the fraction of it that is done, 0..1."""
@@ -40,6 +47,7 @@ class Step(StrEnum):
     INFER = "infer"
     RESTORE = "restore"
     ENCODE = "encode"
+    EXAMINE = "examine"
     FREEZE = "freeze"
 
 
@@ -144,13 +152,21 @@ def read_source_headers(files: Sequence[Path]) -> tuple[Dataset, ...]:
 
 
 def encode(analysis: Analysis, context: EvidenceContext, folder: Path, watch: Stopwatch) -> tuple[FrozenEvidence, ...]:
-    """Makes the evidence of an analysis and freezes it in `folder`: SEG when something was found, and always the SR."""
+    """Makes the evidence of an analysis and freezes it in `folder`: SEG when something was found, and always the SR.
+
+    Raises
+    ------
+    EvidenceInvalid
+        When the gate finds an error in an object, read again from its bytes; it lies in `folder/quarantine` then.
+    """
     result, sources = analysis.result, analysis.sources
     with watch.stage(Step.ENCODE):
         segmentation = encode_segmentation(result, sources, context) if result.outcome is Outcome.FOUND else None
         report = encode_report(result, sources, segmentation, context)
         objects = {"seg": segmentation, "sr": report}
         encoded = {role: (dataset, part10_bytes(dataset)) for role, dataset in objects.items() if dataset is not None}
+    with watch.stage(Step.EXAMINE):
+        _pass_the_gate({role: content for role, (_, content) in encoded.items()}, sources, folder)
     with watch.stage(Step.FREEZE):
         frozen = []
         for role, (dataset, content) in encoded.items():
@@ -158,6 +174,22 @@ def encode(analysis: Analysis, context: EvidenceContext, folder: Path, watch: St
             write_durably(path, content)
             frozen.append(FrozenEvidence(role, dataset, content, path))
     return tuple(frozen)
+
+
+def _pass_the_gate(contents: Mapping[str, bytes], sources: Sequence[Dataset], folder: Path) -> None:
+    role_of = {}
+    for role, content in contents.items():
+        dataset = dcmread(BytesIO(content))
+        role_of[id(dataset)] = (role, dataset)
+    found = examine_set([dataset for _, dataset in role_of.values()], sources)
+    errors = [(role_of[id(dataset)][0], fault) for dataset, fault in found if fault.severity is Severity.ERROR]
+    if not errors:
+        return
+    for role, content in contents.items():
+        write_durably(folder / QUARANTINE / f"{role}.dcm", content)
+    told = "; ".join(f"{role.upper()} {fault}" for role, fault in errors[:TOLD_ERRORS])
+    more = f"; and {len(errors) - TOLD_ERRORS} more" if len(errors) > TOLD_ERRORS else ""
+    raise EvidenceInvalid(f"the result did not pass the conformance gate and was not sent: {told}{more}")
 
 
 def illustrate(

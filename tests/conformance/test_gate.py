@@ -1,6 +1,6 @@
 """The gate lets every object of ours through, and catches every error that was seeded: those that other validators find, and those none does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from node.evidence.gate import Severity, examine_object, examine_set
 from node.evidence.gate.volumes import segment_volumes_mm3
 from node.evidence.sop_common import part10_bytes
 from tests.conformance.cases import GEOMETRIES, Case, make_case
+from tests.conformance.test_identity import HEADERS
 
 Pair = SimpleNamespace
 Seed = Callable[[Any], None]
@@ -246,3 +247,11 @@ def test_whatever_is_absent_the_check_ends(case: Case) -> None:
                     del dataset[tag]
                 for fault in examine_object(dataset):
                     assert "the check itself failed" not in str(fault), (tag, str(fault))
+
+
+@pytest.mark.parametrize("headers", HEADERS.values(), ids=list(HEADERS))
+def test_what_hospitals_send_gets_through(tmp_path: Path, headers: Mapping[str, Any]) -> None:
+    """The gate judges our work, not the patient's data: odd headers of a source cost no result."""
+    made = make_case(tmp_path, slices=6, rows=32, columns=32, headers=headers)
+    found = examine_set([read_again(made.segmentation()), read_again(made.report())], made.sources)
+    assert [str(fault) for _, fault in found if fault.severity is Severity.ERROR] == []

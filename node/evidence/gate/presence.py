@@ -11,7 +11,7 @@ from highdicom._standard_utils import get_iod_module_map, get_module_attribute_m
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from node.domain.identifiers import is_uid
+from node.domain.identifiers import is_uid, is_usable_uid
 from node.evidence.gate.faults import Fault, Severity
 from node.evidence.gate.terms import code_faults
 
@@ -90,5 +90,7 @@ def form_faults(dataset: Dataset, where: str = "header") -> Iterator[Fault]:
         elif element.VR == "UI" and not element.is_empty:
             values = element.value if element.VM > 1 else [element.value]
             for value in values:
-                if not is_uid(str(value)):
+                if not is_usable_uid(str(value)):
                     yield Fault(where, f"{element.keyword} {value!s:.80} is no UID", "PS3.5 9.1")
+                elif not is_uid(str(value)):  # hospitals have such studies, and results must agree with them
+                    yield Fault(where, f"{element.keyword} {value} has a component with a leading zero", "PS3.5 9.1", Severity.WARNING)
