@@ -119,7 +119,7 @@ def analyse(files: Sequence[Path], model: Model, watch: Stopwatch) -> Analysis:
         scores = model.predict(volume, progress)
     with watch.stage(Step.RESTORE):
         label_map = model.tail(LabelMap(restore_labels(scores, volume.source), volume.source))
-        segments = measure(label_map, model.card)
+        segments = measure(label_map, model.card, volume)
         sources = read_source_headers(files)
     outcome = Outcome.FOUND if any(segment.present for segment in segments) else Outcome.NOTHING_FOUND
     result = Result(model.card, outcome, segments, label_map, volume.notes, model.provenance)

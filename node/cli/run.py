@@ -116,7 +116,7 @@ def _as_json(done: "OfflineResult") -> dict[str, object]:
             {
                 "label": segment.definition.label,
                 "present": segment.present,
-                "measurements": [{"name": m.concept.meaning, "value": m.value, "unit": m.unit.value} for m in segment.measurements],
+                "measurements": [{"name": m.name, "value": m.value, "unit": m.unit.value} for m in segment.measurements],
             }
             for segment in result.segments
         ],
@@ -130,7 +130,7 @@ def _print(done: "OfflineResult") -> None:
     result = done.result
     print(f"{result.card.name} {result.card.version}: {result.outcome}" + (f" ({result.reason})" if result.reason else ""))
     rows = [
-        (segment.definition.label, measurement.concept.meaning, f"{measurement.value:.4g}", measurement.unit.value)
+        (segment.definition.label, measurement.name, f"{measurement.value:.4g}", measurement.unit.value)
         for segment in result.segments
         if segment.present
         for measurement in segment.measurements

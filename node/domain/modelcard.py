@@ -11,6 +11,7 @@ from node.errors import CardInvalid
 
 WEIGHT_FORMATS: Final = ("safetensors", "torchscript")
 ORIENTATIONS: Final = ("axial", "coronal", "sagittal", "oblique")
+MEASURABLE: Final = ("volume", "diameter", "attenuation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class SegmentDefinition:
     anatomic_region: Code | None = None
     laterality: Code | None = None
     rgb: tuple[int, int, int] = (255, 0, 0)
+    measure: tuple[str, ...] = ("volume",)
+    """What the report says of it: of MEASURABLE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +206,9 @@ def _segment(reader: "_Reader", table: Mapping[str, Any]) -> SegmentDefinition:
         anatomic_region=reader.optional_code(table, "anatomic_region"),
         laterality=reader.optional_code(table, "laterality"),
         rgb=(rgb[0], rgb[1], rgb[2]),
+        measure=reader.words(table, "measure", upper=False) or ("volume",),
     )
+    reader.expect(set(segment.measure) <= set(MEASURABLE), f"segments: measure must be of {', '.join(MEASURABLE)}")
     reader.expect(len(segment.label) <= 64, "segments: label is longer than 64 characters (LO)")
     reader.no_more(table, "segments")
     return segment

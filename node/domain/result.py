@@ -15,6 +15,13 @@ class Measurement:
     concept: Code
     value: float
     unit: Code
+    derivation: Code | None = None
+    """How it comes out of many values: mean, standard deviation, a percentile."""
+
+    @property
+    def name(self) -> str:
+        """For a person: `Volume`, `Attenuation Coefficient (Mean)`."""
+        return f"{self.concept.meaning} ({self.derivation.meaning})" if self.derivation else self.concept.meaning
 
 
 @dataclass(frozen=True, slots=True)

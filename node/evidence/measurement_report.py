@@ -198,7 +198,12 @@ def _found_group(
         finding_sites=_sites(definition),
         algorithm_id=_algorithm(result),
         measurements=[
-            Measurement(name=coded(measurement.concept), value=measurement.value, unit=coded(measurement.unit))
+            Measurement(
+                name=coded(measurement.concept),
+                value=measurement.value,
+                unit=coded(measurement.unit),
+                derivation=coded(measurement.derivation) if measurement.derivation else None,
+            )
             for measurement in segment.measurements
         ],
     )

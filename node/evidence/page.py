@@ -111,7 +111,7 @@ def _row(segment: SegmentResult) -> Row:
 
 def _measured_names(result: Result) -> tuple[str, ...]:
     """Answers what the columns of measurements are called."""
-    return next((tuple(m.concept.meaning for m in segment.measurements) for segment in result.segments if segment.measurements), ())
+    return next((tuple(m.name for m in segment.measurements) for segment in result.segments if segment.measurements), ())
 
 
 def _stages(seconds: Mapping[str, float]) -> list[Stage]:

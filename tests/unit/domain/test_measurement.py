@@ -1,14 +1,15 @@
 """Volumes are right for even, uneven and tilted slices."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from node.codes import UCUM_CUBIC_CENTIMETRE, VOLUME, Code
+from node.codes import UCUM_CUBIC_CENTIMETRE, UCUM_HOUNSFIELD, UCUM_NO_UNITS, VOLUME, Code
 from node.domain.measurement import measure
 from node.domain.modelcard import InputRequirement, ModelCard, SegmentDefinition, WeightsFile
-from node.domain.volume import LabelMap, Plane, SourceGrid
+from node.domain.volume import LabelMap, Plane, SourceGrid, Volume, VolumeGeometry
 
 BRAIN = Code("12738006", "SCT", "Brain")
 
@@ -62,3 +63,28 @@ def test_a_structure_without_voxels_is_absent_and_has_no_volume() -> None:
     absent, present = measure(LabelMap(labels, grid), make_card(1, 255))
     assert (absent.present, absent.voxels, absent.measurements) == (False, 0, ())
     assert present.present
+
+
+def test_a_card_chooses_what_is_measured() -> None:
+    shape = (6, 20, 20)
+    planes = tuple(Plane("1.2", f"1.2.{k}", (0.0, 0.0, 2.0 * k)) for k in range(shape[0]))
+    grid = SourceGrid(20, 20, 1.0, 1.0, (1, 0, 0, 0, 1, 0), planes, "1.2.3")
+    labels = np.zeros(shape, dtype=np.uint8)
+    labels[2:4, 5:15, 8:12] = 1
+    voxels = np.random.default_rng(0).normal(40, 10, shape).astype(np.float32)
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array([[0, 0, 1.0], [0, 1.0, 0], [2.0, 0, 0]])
+    volume = Volume(voxels, VolumeGeometry(shape, matrix), grid, "CT", UCUM_HOUNSFIELD)
+    card = make_card(1)
+    card = replace(card, segments=(replace(card.segments[0], measure=("volume", "diameter", "attenuation")),))
+    (segment,) = measure(LabelMap(labels, grid), card, volume)
+    told = {(m.concept.meaning, m.derivation.meaning if m.derivation else ""): m.value for m in segment.measurements}
+    inside = voxels[labels == 1]
+    assert told["Attenuation Coefficient", "Mean"] == pytest.approx(inside.mean(), rel=1e-4)
+    assert told["Attenuation Coefficient", "Standard Deviation"] == pytest.approx(inside.std(), rel=1e-4)
+    assert told["Attenuation Coefficient", "90th Percentile Value of population"] == pytest.approx(np.percentile(inside, 90), rel=1e-4)
+    assert told["Long axis", ""] == pytest.approx(math.hypot(10, 3), rel=0.05)
+    assert told["Maximum 3D Diameter of a Mesh", ""] >= told["Long axis", ""]
+    assert {m.unit.value for m in segment.measurements} == {"cm3", "mm", "[hnsf'U]"}
+    without = measure(LabelMap(labels, grid), card, replace(volume, units=UCUM_NO_UNITS))
+    assert not [m for m in without[0].measurements if m.concept.value == "112031"], "grey values of MR are no attenuation"
