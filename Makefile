@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PEERS  := orthanc dcmtk dicom3tools libpixelmed-java default-jre-headless invesalius-examples mricron-data
+PEERS  := orthanc dcmtk dicom3tools libpixelmed-java default-jre-headless invesalius-examples mricron-data gcc libc6-dev openssl
 PYTEST ?=
 # A further index for torch: PyTorch's own, https://download.pytorch.org/whl/cpu, has builds without CUDA, a tenth of the size.
 TORCH_INDEX ?=
@@ -17,7 +17,7 @@ WORDS := sed -unE 's/^ *Downloading ([^ ]*\/)?([^/ ]+) \((.*)\)/  fetching \2 (\
   s/^ *Building (wheel|editable) for ([^ ]+).*: started/  building \2/p; s/^Installing collected packages.*/  installing/p'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type test unit check peers bench docs demo constraints clean
+.PHONY: help setup fmt lint type test unit check peers bench soak docs demo constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -63,6 +63,9 @@ peers:  ## install the Debian programs that tests talk to (root only)
 
 bench: $(STAMP)  ## measure: seconds per stage on real studies
 	$(BIN)/python -m benchmarks $(BENCH)
+
+soak: $(STAMP)  ## kill processes at random under load, count what the promises say: MINUTES=10 SOAK=--seed=1
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) $(SOAK)
 
 docs: $(STAMP)  ## write the generated reference pages
 	$(BIN)/python scripts/write_docs.py

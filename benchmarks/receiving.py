@@ -1,7 +1,7 @@
 """How fast a CT study is received and kept: radnode beside DCMTK's storescp and Orthanc, fed by the same storescu, interleaved.
 
-What they promise differs and is printed: radnode has the bytes and the journal row on the disk before it answers success;
-Orthanc flushes files but not its index; storescp flushes nothing.
+What they promise differs and is printed: radnode has the bytes and the journal row on the disk before it answers success, or,
+with `durability = "process-crash"`, in the kernel; Orthanc flushes files but not its index; storescp flushes nothing.
 """
 
 import statistics
@@ -19,6 +19,7 @@ from tests.peers import orthanc, storescp, storescu, tool
 
 PROMISES = {
     "radnode": "bytes and journal on disk before success",
+    "radnode pc": "durability process-crash: bytes and journal in the kernel before success",
     "orthanc": "bytes flushed, index not",
     "storescp": "nothing flushed",
 }
@@ -59,7 +60,12 @@ def measure(folder: Path, *, slices: int, rounds: int) -> None:
 
 
 def _receivers(folder: Path) -> dict[str, "contextmanager[tuple[int, int, str]]"]:  # type: ignore[valid-type]
-    return {"storescp": _storescp(folder / "storescp"), "orthanc": _orthanc(folder / "orthanc"), "radnode": _radnode(folder / "radnode")}
+    return {
+        "storescp": _storescp(folder / "storescp"),
+        "orthanc": _orthanc(folder / "orthanc"),
+        "radnode": _radnode(folder / "radnode"),
+        "radnode pc": _radnode(folder / "radnode-pc", durability="process-crash"),
+    }
 
 
 @contextmanager
@@ -75,7 +81,7 @@ def _orthanc(folder: Path) -> Iterator[tuple[int, int, str]]:
 
 
 @contextmanager
-def _radnode(folder: Path) -> Iterator[tuple[int, int, str]]:
+def _radnode(folder: Path, **settings: object) -> Iterator[tuple[int, int, str]]:
     make_bundle(folder / "models")
-    with running_node(folder, models_dir=folder / "models", model="thresholds", quiet_s=500.0) as node:
+    with running_node(folder, models_dir=folder / "models", model="thresholds", quiet_s=500.0, **settings) as node:
         yield node.port, node.child_pid("listener"), "RADNODE"

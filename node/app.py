@@ -4,11 +4,13 @@ import ctypes
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,18 +18,23 @@ from typing import Final
 import structlog
 
 from node.config import Config, load_config
+from node.domain.lease import LeasePolicy, judge_pulse
 from node.errors import NodeError
 from node.files import write_durably
 from node.journal import JobJournal, open_database
-from node.locks import HeldLock, LockHeld
+from node.journal.upkeep import require_sound_journal
+from node.locks import HeldLock, LockHeld, read_pulse
 from node.log import configure_logging
 
 LOCK_WAIT_S: Final = 5.0
 STOP_GRACE_S: Final = 8.0
+TICK_S: Final = 0.1
 FIRST_RESTART_S: Final = 0.1
-MAX_RESTART_S: Final = 30.0
-STEADY_S: Final = 60.0
-"""A process that lived this long starts anew without a wait."""
+MAX_RESTART_S: Final = 10.0
+STEADY_S: Final = 5.0
+"""A process that lived this long starts anew without a wait: a study must not wait for the crash of the one before."""
+
+PULSE_CHECK_S: Final = 1.0
 
 _PR_SET_PDEATHSIG: Final = 1
 
@@ -55,7 +62,7 @@ class Child:
 
 
 def serve(config_path: Path) -> int:
-    """Runs a node until SIGTERM or SIGINT: the listener, the dispatcher, a worker per device, the courier.
+    """Runs a node until SIGTERM or SIGINT: the listener, the dispatcher, a worker per device, the courier, the housekeeper.
 
     Raises
     ------
@@ -72,16 +79,19 @@ def serve(config_path: Path) -> int:
             stale.unlink(missing_ok=True)
         frozen = run_dir / "node.toml"
         write_durably(frozen, config_path.read_bytes())
+        require_sound_journal(config.node.state_dir, config.backup.folder)
         open_database(config.node.state_dir).close()
         roles: list[tuple[str, ...]] = [
             ("listener",),
             ("dispatcher",),
             *(("worker", device) for device in config.worker.devices),
             ("courier",),
+            ("housekeeper",),
         ]
         stop = stop_on_signals()
         log.info("node.starting", ae_title=config.node.ae_title, state_dir=str(config.node.state_dir))
-        Supervisor([str(config_path), str(frozen)], [Child(role) for role in roles]).run(stop, on_ready=lambda: _wait_for_listener(run_dir))
+        supervisor = Supervisor([str(config_path), str(frozen)], [Child(role) for role in roles], WorkerWatch(config))
+        supervisor.run(stop, on_ready=lambda: _wait_for_listener(run_dir))
         _forgive_stopped_workers(config)
         log.info("node.stopped")
     finally:
@@ -102,12 +112,48 @@ def _take_lock(path: Path) -> HeldLock:
             time.sleep(0.1)
 
 
+class WorkerWatch:
+    """Kills workers that live and do nothing, and gives their jobs back with the reason."""
+
+    def __init__(self, config: Config) -> None:
+        self._state_dir = config.node.state_dir
+        self._policy = LeasePolicy(config.worker.heartbeat_timeout_s, config.worker.attempt_timeout_s)
+        self._due_s = 0.0
+
+    def tend(self, children: Sequence[Child], now_s: float) -> None:
+        """Looks at the pulse of every worker, once a second."""
+        if now_s < self._due_s:
+            return
+        self._due_s = now_s + PULSE_CHECK_S
+        for child in children:
+            if child.role[0] == "worker" and child.process is not None:
+                self._judge(child.process, now_s)
+
+    def _judge(self, process: subprocess.Popen[bytes], now_s: float) -> None:
+        for lock in (self._state_dir / "run").glob(f"worker-*-{process.pid}-*.lock"):
+            pulse = read_pulse(lock)
+            reason = judge_pulse(pulse, now_s=now_s, policy=self._policy) if pulse is not None else ""
+            if reason:
+                process.kill()
+                process.wait()
+                log.error("worker.killed", worker=lock.stem, reason=reason)
+                self._release_jobs(lock.stem, reason)
+
+    def _release_jobs(self, worker: str, reason: str) -> None:
+        try:
+            with closing(open_database(self._state_dir)) as connection:
+                JobJournal(connection).release_jobs_of(worker, reason=reason)
+        except (sqlite3.Error, NodeError) as error:  # its lock is free now: the dispatcher gives the jobs back when the journal can be had
+            log.warning("journal.busy", reason=str(error))
+
+
 class Supervisor:
     """Starts the processes, starts them again when they die, stops them all at the end."""
 
-    def __init__(self, config_arguments: list[str], children: list[Child]) -> None:
+    def __init__(self, config_arguments: list[str], children: list[Child], watch: WorkerWatch) -> None:
         self._config_arguments = config_arguments
         self._children = children
+        self._watch = watch
 
     def run(self, stop: threading.Event, on_ready: Callable[[], bool]) -> None:
         """Keeps the processes alive until `stop`; tells systemd once `on_ready` answers True."""
@@ -115,11 +161,12 @@ class Supervisor:
         while not stop.is_set():
             for child in self._children:
                 self._tend(child, time.monotonic())
+            self._watch.tend(self._children, time.monotonic())
             if not ready and on_ready():
                 ready = True
                 log.info("node.ready")
                 notify_systemd("READY=1")
-            stop.wait(0.1)
+            stop.wait(TICK_S)
         notify_systemd("STOPPING=1")
         self._stop_all()
 
@@ -136,7 +183,12 @@ class Supervisor:
             child.restart_wait_s = min(MAX_RESTART_S, child.restart_wait_s * 2)
         elif now_s >= child.due_s:
             command = [sys.executable, "-m", "node.child", str(os.getpid()), *self._config_arguments, *child.role]
-            child.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own interpreter and module
+            try:
+                child.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - our own interpreter and module
+            except OSError as error:  # no memory or no process to be had now: the others must not suffer from it
+                child.due_s = now_s + MAX_RESTART_S
+                log.error("process.not_started", process=child.name, reason=error.strerror, again_in_s=MAX_RESTART_S)
+                return
             child.started_s = now_s
             log.info("process.started", process=child.name, pid=child.process.pid)
 

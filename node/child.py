@@ -34,6 +34,10 @@ def main(arguments: list[str]) -> None:
         from node.delivery.outbox import run_courier
 
         run_courier(config, stop)
+    elif role == "housekeeper":
+        from node.housekeeper import run_housekeeper
+
+        run_housekeeper(config, stop)
     else:
         raise SystemExit(f"no such role: {role}")
 

@@ -15,6 +15,7 @@ from node.domain.completeness import CompletenessPolicy
 from node.domain.delivery import RetryPolicy
 from node.domain.identifiers import MAX_AE_TITLE_LENGTH, is_ae_title
 from node.domain.modelcard import Range
+from node.domain.states import Priority
 from node.errors import ConfigError
 from node.toml_lines import KeyPath
 
@@ -93,6 +94,15 @@ class NodeSection(Section):
     device_serial_number: Annotated[str, Field(min_length=1, max_length=64, default_factory=_serial_number)]
 
 
+class TlsSection(Section):
+    """[tls]: who we are to peers that we speak TLS with, and whose certificates we trust. Secrets stand in files only."""
+
+    certificate_file: Folder
+    private_key_file: Folder
+    trusted_ca_file: Folder
+    private_key_password_file: Folder | None = None
+
+
 class ListenerSection(Section):
     """[listener]: the door to the archive."""
 
@@ -103,6 +113,8 @@ class ListenerSection(Section):
     refuse_below_free_gib: Annotated[float, Field(ge=0)] = 5.0
     accept_unlisted_peers: bool = False
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 24)] = 262144
+    durability: Literal["power-loss", "process-crash"] = "power-loss"
+    tls: bool = False
 
 
 class StudyCompleteSection(Section):
@@ -135,6 +147,9 @@ class PeerSection(Section):
     host: Annotated[str, Field(min_length=1)]
     port: Port
     may_send: bool = False
+    confirm: Literal["auto", "commitment", "query", "none"] = "auto"
+    tls: bool = False
+    tls_verify_host: bool = True
     retry: RetrySection = RetrySection()
 
 
@@ -145,12 +160,19 @@ class RouteSection(Section):
     when: dict[str, Condition] = {}
     model: Annotated[str, Field(min_length=1)]
     deliver_to: Annotated[list[str], Field(min_length=1)]
+    priority: Literal["HIGH", "MEDIUM", "LOW"] = "MEDIUM"
 
     def as_route(self) -> "Route":
         """Answers the same as a value of the domain."""
         from node.domain.routing import Route
 
-        return Route(name=self.name, when=dict(self.when), model=self.model, deliver_to=tuple(self.deliver_to))
+        return Route(
+            name=self.name,
+            when=dict(self.when),
+            model=self.model,
+            deliver_to=tuple(self.deliver_to),
+            priority=Priority(self.priority),
+        )
 
 
 class WorkerSection(Section):
@@ -159,6 +181,25 @@ class WorkerSection(Section):
     devices: Annotated[list[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]], Field(min_length=1)] = ["cpu"]
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    attempt_timeout_s: Seconds = 3600.0
+    heartbeat_timeout_s: Annotated[float, Field(ge=10)] = 60.0
+
+
+class RetentionSection(Section):
+    """[retention]: how long received images and results stay on the disk. What is not delivered is never removed."""
+
+    purge_below_free_gib: Annotated[float, Field(ge=0)] = 10.0
+    delivered_h: Annotated[float, Field(ge=0)] = 168.0
+    declined_h: Annotated[float, Field(ge=0)] = 168.0
+    failed_h: Annotated[float, Field(ge=0)] = 720.0
+
+
+class BackupSection(Section):
+    """[backup]: copies of the journal, in the folder backups of state_dir or elsewhere."""
+
+    every_h: Annotated[float, Field(ge=0)] = 24.0
+    keep: Annotated[int, Field(ge=1, le=1000)] = 7
+    folder: Folder | None = None
 
 
 class LogSection(Section):
@@ -177,6 +218,9 @@ class Config(Section):
     peers: dict[str, PeerSection] = {}
     routes: Annotated[tuple[RouteSection, ...], Field(strict=False)] = ()
     worker: WorkerSection = WorkerSection()
+    retention: RetentionSection = RetentionSection()
+    backup: BackupSection = BackupSection()
+    tls: TlsSection | None = None
     log: LogSection = LogSection()
 
 
@@ -229,6 +273,8 @@ def _known_keys(table: KeyPath) -> list[str]:
             section = RetrySection
         case ("routes", int()):
             section = RouteSection
+        case ("tls",):
+            section = TlsSection
         case (str() as name,) if (annotation := Config.model_fields[name].annotation) and isinstance(annotation, type):
             section = annotation
         case _:

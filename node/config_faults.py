@@ -64,6 +64,8 @@ def cross_check(table: Table, folder: Path) -> Iterator[Fault]:
     routes = [route for route in _list(table, "routes") if isinstance(route, dict)]
     yield from _check_times(table, peers)
     yield from _check_peers(peers)
+    yield from _check_tls(table, peers, folder)
+    yield from _check_disk(table)
     yield from _check_route_names(routes)
     models_dir = _table(table, "node").get("models_dir")
     models = _models_in((folder / Path(models_dir).expanduser()).resolve()) if isinstance(models_dir, str) else None
@@ -107,6 +109,27 @@ def _check_peers(peers: Table) -> Iterator[Fault]:
             yield Fault(
                 ("peers", name), f"has the AE title and host of [peers.{first}]: a sender could be either → join them, or correct one"
             )
+
+
+def _check_tls(table: Table, peers: Table, folder: Path) -> Iterator[Fault]:
+    if "tls" not in table:
+        users: list[KeyPath] = [("listener", "tls")] if _table(table, "listener").get("tls") is True else []
+        users += [("peers", name, "tls") for name, peer in peers.items() if peer.get("tls") is True]
+        for user in users:
+            yield Fault(user, "there is no section [tls] → add it, with certificate_file, private_key_file and trusted_ca_file")
+    for key, value in _table(table, "tls").items():
+        if key.endswith("_file") and isinstance(value, str) and value and not (folder / Path(value).expanduser()).is_file():
+            yield Fault(("tls", key), f"there is no file {value} (seen from {folder})")
+
+
+def _check_disk(table: Table) -> Iterator[Fault]:
+    purge = _number(_table(table, "retention").get("purge_below_free_gib"), 10)
+    refuse = _number(_table(table, "listener").get("refuse_below_free_gib"), 5)
+    if purge < refuse:
+        yield Fault(
+            ("retention", "purge_below_free_gib"),
+            f"is {purge:g}, below listener.refuse_below_free_gib ({refuse:g}): images would be refused before old ones are removed → raise it",
+        )
 
 
 def _check_route_names(routes: Sequence[Table]) -> Iterator[Fault]:

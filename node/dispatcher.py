@@ -14,6 +14,7 @@ from node.domain.completeness import Completeness, CompletenessPolicy, judge_com
 from node.domain.identifiers import derive_job_key
 from node.domain.instance import SeriesHeader
 from node.domain.modelcard import ModelCard
+from node.domain.retention import purged_reason
 from node.domain.routing import Route, StudyDecision, decide_study
 from node.domain.states import SeriesState
 from node.errors import ModelError, UsageError
@@ -87,8 +88,10 @@ class Dispatcher:
     def _decide(self, study: StudyRecord, completeness: Completeness, now_s: float) -> None:
         instances = self._received.instances_of_study(study.study_instance_uid)
         readable: frozenset[str] = frozenset()
+        incomplete: Mapping[str, str] = {}
         try:
-            series = self._read_series(instances)
+            incomplete = series_with_purged(instances)
+            series = self._read_series([instance for instance in instances if instance.series_instance_uid not in incomplete])
             readable = frozenset(one.series_instance_uid for one in series)
             decision = decide_study(series, self._rules.routes, self._rules.cards, self._received.own_series(study.study_instance_uid))
         except Exception as error:  # noqa: BLE001 - the boundary of this thread, see below
@@ -98,7 +101,7 @@ class Dispatcher:
         else:
             fault = ""
         reasons = {
-            uid: fault or (decision.reason_for(uid) if uid in readable else "node: none of its images could be read")
+            uid: incomplete.get(uid) or fault or (decision.reason_for(uid) if uid in readable else "node: none of its images could be read")
             for uid in dict.fromkeys(instance.series_instance_uid for instance in instances)
         }
         self._record(study, instances, decision, reasons, completeness=completeness, now_s=now_s)
@@ -143,6 +146,7 @@ class Dispatcher:
                     model_digest=card.digest,
                     inputs=inputs,
                     destinations=selection.route.deliver_to,
+                    priority=selection.route.priority,
                 )
             )
         return jobs
@@ -150,6 +154,14 @@ class Dispatcher:
     def _read_series(self, instances: Sequence[InstanceRecord]) -> tuple[SeriesHeader, ...]:
         paths = [spooled_path(self._state_dir, instance.sha256) for instance in instances]
         return read_series_headers(paths, lambda path, reason: log.warning("instance.unreadable", file=path.name, reason=reason))
+
+
+def series_with_purged(instances: Sequence[InstanceRecord]) -> dict[str, str]:
+    """Answers the series of which retention has removed images, each with the reason that a person reads: a fragment is never analysed."""
+    moments: dict[str, list[float | None]] = {}
+    for instance in instances:
+        moments.setdefault(instance.series_instance_uid, []).append(instance.purged_at)
+    return {uid: reason for uid, purged_at in moments.items() if (reason := purged_reason(purged_at))}
 
 
 def release_jobs_of_the_dead(jobs: JobJournal, state_dir: Path) -> None:

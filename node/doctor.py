@@ -6,6 +6,7 @@ A check is a function that answers what it found; none of them changes anything 
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -42,8 +43,8 @@ class Finding:
     advice: str = ""
 
 
-Echo = Callable[[str, int, str, str], float]
-"""Called with host, port, called and calling AE title; answers the round trip in seconds or raises a NodeError."""
+Echo = Callable[[str], float]
+"""Called with the name of a peer of the configuration; answers the round trip in seconds or raises a NodeError."""
 
 
 def examine_machine() -> Iterator[Finding]:
@@ -57,6 +58,7 @@ def examine_node(config: "Config", echo: Echo) -> Iterator[Finding]:
     """Checks the folders, the models, the port and the peers of a configured node."""
     yield _state_dir(config)
     yield from _models(config)
+    yield from _tls(config)
     yield _listener(config)
     yield _senders(config)
     yield from _peers(config, echo)
@@ -130,6 +132,24 @@ def _models(config: "Config") -> Iterator[Finding]:
             yield Finding(f"model {name}", Health.OK, f"version {card.version}, weights as the card says")
 
 
+def _tls(config: "Config") -> Iterator[Finding]:
+    if config.tls is None:
+        return
+    from node.network.tls import TlsFilesUnusable, listener_context
+
+    try:
+        listener_context(config.tls)
+    except TlsFilesUnusable as error:
+        text, _, advice = str(error).partition(" → ")
+        yield Finding("tls", Health.FAULT, text, advice)
+        return
+    users = [*(["the listener"] if config.listener.tls else []), *(name for name, peer in config.peers.items() if peer.tls)]
+    key = config.tls.private_key_file
+    if key.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH) and config.tls.private_key_password_file is None:
+        yield Finding("tls", Health.WARNING, f"others may read the private key {key}", f"chmod 600 {key}")
+    yield Finding("tls", Health.OK, f"certificate, key and authorities can be used; by {', '.join(users) or 'nobody'}")
+
+
 def _listener(config: "Config") -> Finding:
     host, port = config.listener.host, config.listener.port
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
@@ -167,7 +187,7 @@ def _senders(config: "Config") -> Finding:
 def _peers(config: "Config", echo: Echo) -> Iterator[Finding]:
     for name, peer in config.peers.items():
         try:
-            elapsed_s = echo(peer.host, peer.port, peer.ae_title, config.node.ae_title)
+            elapsed_s = echo(name)
         except NodeError as error:
             yield Finding(
                 f"peer {name}", Health.FAULT, scrub_text(str(error)), f"check host, port and AE titles; then `radnode echo {name}`"

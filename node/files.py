@@ -1,7 +1,27 @@
 """Writing so that it survives a power cut: temporary name, fsync, rename, fsync of the folder."""
 
+import glob
 import os
+from enum import StrEnum
 from pathlib import Path
+
+
+class Durability(StrEnum):
+    """What a received instance survives once it was answered with success."""
+
+    POWER_LOSS = "power-loss"
+    """Everything is flushed to the disk first."""
+    PROCESS_CRASH = "process-crash"
+    """The kernel has it: kill -9 loses nothing, a power cut loses the last seconds."""
+
+
+def flush_file(path: Path) -> None:
+    """Flushes the content of a file to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -14,8 +34,12 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Writes a file in one step: after this returns it is whole on the disk; before, nothing is seen under its name."""
+    """Writes a file in one step: after this returns it is whole on the disk; before, nothing is seen under its name.
+
+    What a process left half written under this name when it was killed is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as stream:
@@ -27,3 +51,20 @@ def write_durably(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def _sweep(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        writer = leftover.name.split(".")[-2]
+        if writer.isdigit() and not _is_alive(int(writer)):
+            leftover.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -25,7 +25,7 @@ from node.inference.bundle import load_bundle
 from node.inference.engines.torch_engine import require_device
 from node.intake.spool import spooled_path
 from node.journal import EvidenceRecord, JobEnd, JobJournal, JobRecord, open_database
-from node.locks import HeldLock
+from node.locks import Heart, HeldLock
 from node.modelstore import find_card
 from node.pipeline import Analysis, FrozenEvidence, Model, Step, Stopwatch, analyse, context_for, decline, describe, encode, illustrate
 
@@ -52,12 +52,17 @@ def run_worker(config: Config, device: str, stop: threading.Event) -> None:
     """Works off jobs on a device until `stop` is set."""
     name = f"worker-{device.replace(':', '-')}-{os.getpid()}-{time.time_ns()}"
     require_device(device)  # before the first claim: a worker without its device would fail study after study, faster than any other works
-    with HeldLock(worker_lock(config.node.state_dir, name)):
+    with HeldLock(worker_lock(config.node.state_dir, name)) as lock:
+        heart = Heart(lock)
         worker = Worker(config, device, name)
-        worker.warm_up()
+        with heart.busy():
+            worker.warm_up()
         while not stop.is_set():
-            if not worker.work_once():
+            with heart.busy():
+                worked = worker.work_once()
+            if not worked:
                 stop.wait(POLL_S)
+        heart.stop()
     worker_lock(config.node.state_dir, name).unlink(missing_ok=True)
 
 
@@ -97,7 +102,8 @@ class Worker:
         log.info("job.started", job_id=job.job_id, model=job.model, attempt=job.attempt)
         watch = Stopwatch(lambda step, fraction: self._enter(job, step, fraction))
         if job.attempt > self._config.worker.max_attempts:
-            self._tell_failure(job, f"the worker process died {job.attempt - 1} times on this study", watch)
+            last = f"; the last time: {job.reason}" if job.reason else ""
+            self._tell_failure(job, f"the worker process died {job.attempt - 1} times on this study{last}", watch)
             return True
         try:
             self._conclude(job, self._analyse(job, watch), watch)

@@ -30,7 +30,9 @@ _CHOICE: Final = re.compile(r"invalid choice: '([^']*)' \(choose from (.*)\)")
 _ADVICE: Final[Mapping[str, str]] = {
     "ConfigError": "correct the file, then `radnode config check`",
     "UsageError": "radnode --help",
-    "JournalUnusable": "name the right configuration with --config, or look at state_dir with `radnode doctor`",
+    "JournalUnusable": "name the right configuration with --config, or see `radnode journal check`",
+    "BackupFailed": "make room, or name another file; [backup] in the configuration has the folder",
+    "NodeRuns": "stop the node first",
     "AlreadyServed": "stop the other node, or give this one its own state_dir",
     "OutOfResources": "free space on the disk of state_dir",
     "IntakeError": "check that the files are DICOM images, for example with dcmdump",

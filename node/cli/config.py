@@ -56,7 +56,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _as_table(config: "Config") -> dict[str, Any]:
-    table = config.model_dump(mode="json")
+    table = config.model_dump(mode="json", exclude_none=True)
     for route, shown in zip(config.routes, table["routes"], strict=True):
         shown["when"] = {keyword: _condition(value) for keyword, value in route.when.items()}
     return table

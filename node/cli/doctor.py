@@ -44,7 +44,8 @@ def _findings(arguments: argparse.Namespace) -> "Iterator[Finding]":
     if arguments.config is None and not any(place.is_file() for place in CONFIG_PLACES):
         say("no configuration found: only the machine is checked (name one with --config)")
         return examine_machine()
-    from node.delivery.store_scu import echo
+    from node.delivery.peers import configured_peer
+    from node.delivery.store_scu import echo_peer
 
     config = read_config(arguments)
-    return chain(examine_machine(), examine_node(config, echo))
+    return chain(examine_machine(), examine_node(config, lambda name: echo_peer(configured_peer(config, name))))

@@ -22,6 +22,8 @@ from node.errors import UsageError
 
 if TYPE_CHECKING:
     from node.delivery.sender import SendSummary
+    from node.delivery.upper_layer import Peer
+    from node.network.tls import ClientTls
 
 DEFAULT_CALLING: str = "RADNODE"
 DEFAULT_CALLED: str = "ANY-SCP"
@@ -35,6 +37,14 @@ class Address:
     port: int
     called: str
     calling: str
+    tls: "ClientTls | None" = None
+    """Of a peer of the configuration; HOST:PORT is called without."""
+
+    def as_peer(self) -> "Peer":
+        """Answers the same as whoever calls it needs it."""
+        from node.delivery.upper_layer import Peer
+
+        return Peer(self.host, self.port, self.called, self.calling, self.tls)
 
 
 def register(verbs: Verbs) -> None:
@@ -72,15 +82,18 @@ def address_of(arguments: argparse.Namespace) -> Address:
     peer = config.peers.get(arguments.peer)
     if peer is None:
         raise UsageError(f"there is no peer {arguments.peer!r} → give HOST:PORT, or one of: {', '.join(config.peers) or 'none configured'}")
-    return Address(peer.host, peer.port, arguments.called or peer.ae_title, arguments.calling or config.node.ae_title)
+    from node.delivery.peers import configured_peer
+
+    tls = configured_peer(config, arguments.peer).tls
+    return Address(peer.host, peer.port, arguments.called or peer.ae_title, arguments.calling or config.node.ae_title, tls)
 
 
 def _echo(arguments: argparse.Namespace) -> int:
-    from node.delivery.store_scu import echo
+    from node.delivery.store_scu import echo_peer
 
     log_to_stderr("error")
     address = address_of(arguments)
-    elapsed_s = echo(address.host, address.port, address.called, address.calling)
+    elapsed_s = echo_peer(address.as_peer())
     if arguments.json:
         print_json(
             {"host": address.host, "port": address.port, "called": address.called, "calling": address.calling, "elapsed_s": elapsed_s}
@@ -92,14 +105,13 @@ def _echo(arguments: argparse.Namespace) -> int:
 
 def _send(arguments: argparse.Namespace) -> int:
     from node.delivery.sender import send_paths
-    from node.delivery.upper_layer import Peer
 
     log_to_stderr("error")
     missing = [str(path) for path in arguments.paths if not path.exists()]
     if missing:
         raise UsageError(f"there is no {', no '.join(missing)} → name folders or files with DICOM images")
     address = address_of(arguments)
-    peer = Peer(address.host, address.port, address.called, address.calling)
+    peer = address.as_peer()
     line = ProgressLine()
     try:
         summary = send_paths(peer, arguments.paths, on_outcome=lambda _, done, total: line(f"sending to {address.called}", done / total))

@@ -23,6 +23,13 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(series)
         return ExitCode.OK
-    rows = [(one.state, one.instances, local_time(one.updated_at), one.series_instance_uid, one.reason) for one in series]
-    print_table(("STATE", "IMAGES", "UPDATED", "SERIES", "REASON"), rows, empty="no series was declined or is coming in (all: --all)")
+    rows = [
+        (one.state, one.instances, one.changed or "", one.purged or "", local_time(one.updated_at), one.series_instance_uid, one.reason)
+        for one in series
+    ]
+    print_table(
+        ("STATE", "IMAGES", "CHANGED", "PURGED", "UPDATED", "SERIES", "REASON"),
+        rows,
+        empty="no series was declined or is coming in (all: --all)",
+    )
     return ExitCode.OK

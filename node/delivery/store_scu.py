@@ -14,9 +14,12 @@ from pydicom.uid import UID
 from pynetdicom.dsutils import encode, split_dataset
 
 from node.codes import StoreStatus
+from node.delivery.query import FIND_CONTEXT, has_instance
 from node.delivery.upper_layer import MAX_CONTEXTS, Context, Peer, RequestedAssociation, Timeouts
 from node.domain.identifiers import is_usable_uid
+from node.domain.states import Priority
 from node.errors import DeliveryError, PeerUnreachable, StoreOutOfResources, StoreRefused
+from node.journal import DeliveryRecord
 from node.network import (
     DATA_SET_FOLLOWS,
     NATIVE_TRANSFER_SYNTAXES,
@@ -29,7 +32,9 @@ from node.network import (
 from node.network.command import Command, number_in, text_in
 
 _EXPLICIT, _IMPLICIT, _DEFLATED, _ = NATIVE_TRANSFER_SYNTAXES
-_MEDIUM_PRIORITY: Final = 0
+PRIORITY_CODES: Final = {Priority.MEDIUM: 0, Priority.HIGH: 1, Priority.LOW: 2}
+"""Priority (0000,0700) of a request (PS3.7 Table E.1-1)."""
+
 _LAST_MESSAGE_ID: Final = 0xFFFF
 ECHO_TIMEOUTS: Final = Timeouts(connect_s=5.0, answer_s=5.0)
 
@@ -122,7 +127,8 @@ class StoreScu:
 
     def __init__(self, peer: Peer, contexts: Sequence[Context], timeouts: Timeouts | None = None) -> None:
         """Opens the association; raises the DeliveryError that says why there is none."""
-        self._association = RequestedAssociation(peer, contexts, timeouts or Timeouts())
+        self._timeouts = timeouts or Timeouts()
+        self._association = RequestedAssociation(peer, contexts, self._timeouts)
         self._peer = peer
         self._message_id = 0
 
@@ -131,7 +137,7 @@ class StoreScu:
         """Whether another file can be stored."""
         return self._association.is_open
 
-    def store(self, file: Part10File) -> str:
+    def store(self, file: Part10File, priority: Priority = Priority.MEDIUM) -> str:
         """Stores a file; answers the peer's warning, '' where there is none.
 
         Raises
@@ -145,12 +151,32 @@ class StoreScu:
         """
         with ExitStack() as stack:
             context, stream = self._choose(file, stack)
-            self._message_id = self._message_id % _LAST_MESSAGE_ID + 1
+            message_id = self._next_message_id()
             context_id = self._association.accepted[context]
-            self._association.send_command(context_id, _store_request(file, self._message_id))
+            self._association.send_command(context_id, _store_request(file, message_id, priority))
             self._association.send_data_set(context_id, stream)
-        answer = self._association.receive_response(CommandField.C_STORE_RSP, self._message_id)
+        answer = self._association.receive_response(CommandField.C_STORE_RSP, message_id)
         return judge_status(answer)
+
+    def has(self, delivery: DeliveryRecord) -> bool:
+        """Asks whether the peer has the object of a delivery; False also when it takes no query or does not say: sending twice is harmless.
+
+        Raises
+        ------
+        PeerUnreachable
+            The peer did not answer. The association is over.
+        """
+        if FIND_CONTEXT not in self._association.accepted:
+            return False
+        try:
+            return has_instance(self._association, delivery, self._next_message_id(), answer_s=self._timeouts.answer_s).found
+        except PeerUnreachable:
+            self._association.abort()
+            raise
+
+    def _next_message_id(self) -> int:
+        self._message_id = self._message_id % _LAST_MESSAGE_ID + 1
+        return self._message_id
 
     def _choose(self, file: Part10File, stack: ExitStack) -> tuple[Context, BinaryIO]:
         context = next((context for context in file.contexts if context in self._association.accepted), None)
@@ -227,6 +253,11 @@ def _outcome(scu: StoreScu, file: Part10File) -> StoreOutcome:
 
 
 def echo(host: str, port: int, called: str, calling: str) -> float:
+    """Asks a peer without TLS whether it is there, as `echo_peer` does."""
+    return echo_peer(Peer(host, port, called, calling))
+
+
+def echo_peer(peer: Peer) -> float:
     """Asks a peer whether it is there; answers the seconds from the connection to the answer.
 
     Raises
@@ -235,7 +266,6 @@ def echo(host: str, port: int, called: str, calling: str) -> float:
         The leaf says why it is not there for us.
     """
     started = time.perf_counter()
-    peer = Peer(host, port, called, calling)
     context = Context(VERIFICATION, _IMPLICIT)
     with RequestedAssociation(peer, [context], ECHO_TIMEOUTS) as association:
         if context not in association.accepted:
@@ -254,12 +284,12 @@ def echo(host: str, port: int, called: str, calling: str) -> float:
     return elapsed_s
 
 
-def _store_request(file: Part10File, message_id: int) -> Command:
+def _store_request(file: Part10File, message_id: int, priority: Priority) -> Command:
     return {
         CommandElement.AFFECTED_SOP_CLASS_UID: file.sop_class_uid,
         CommandElement.COMMAND_FIELD: CommandField.C_STORE_RQ,
         CommandElement.MESSAGE_ID: message_id,
-        CommandElement.PRIORITY: _MEDIUM_PRIORITY,
+        CommandElement.PRIORITY: PRIORITY_CODES[priority],
         CommandElement.DATA_SET_TYPE: DATA_SET_FOLLOWS,
         CommandElement.AFFECTED_SOP_INSTANCE_UID: file.sop_instance_uid,
     }

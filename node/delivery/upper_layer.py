@@ -6,7 +6,9 @@ for a lost one.
 """
 
 import contextlib
+import io
 import socket
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,13 +32,16 @@ from node.network import (
     CONTEXT_ACCEPTED,
     IMPLEMENTATION_VERSION_NAME,
     LAST_FRAGMENT,
+    NO_DATA_SET,
     REJECTED_TRANSIENT,
     CommandElement,
     CommandField,
     PduType,
 )
 from node.network.command import Command, decode_command, encode_command
-from node.network.link import MALFORMED_PDU, PDV_HEAD_BYTES, Link, LinkBroken, pdu, words_of
+from node.network.link import PDV_HEAD_BYTES, Link, LinkBroken, pdu, words_of
+from node.network.malformed import MALFORMED_PDU
+from node.network.tls import ClientTls, TlsFilesUnusable, request_tls
 
 MAX_CONTEXTS: Final = 128
 """Presentation context IDs are the odd numbers 1 to 255 (PS3.8 9.3.2.2)."""
@@ -45,6 +50,10 @@ LONGEST_FRAGMENT_BYTES: Final = 1 << 20
 OUR_MAX_PDU_BYTES: Final = 1 << 14
 LONGEST_PDU_BYTES: Final = 1 << 20
 """We receive answers only: a longer PDU is no DICOM."""
+
+LONGEST_COMMAND_BYTES: Final = 1 << 16
+LONGEST_DATA_SET_BYTES: Final = 1 << 22
+"""Of an answer or a report: what a peer sends us on our own associations is small."""
 
 RELEASE_TIMEOUT_S: Final = 5.0
 
@@ -57,9 +66,20 @@ class Peer:
     port: int
     ae_title: str
     calling_ae_title: str
+    tls: ClientTls | None = None
 
     def __str__(self) -> str:
         return f"{self.ae_title} at {self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a peer said: a command, and the data set that came with it."""
+
+    context_id: int
+    command: Command
+    data_set: bytes = b""
+    """Empty where none came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +110,8 @@ class RequestedAssociation:
             Why there is no association.
         """
         self._peer = peer
-        try:
-            connection = socket.create_connection((peer.host, peer.port), timeout=timeouts.connect_s)
-        except (OSError, UnicodeError) as error:
-            raise PeerUnreachable(f"{peer} cannot be reached: {words_of(error)}") from error
-        self._link = Link(connection, timeout_s=timeouts.answer_s, longest_pdu_bytes=LONGEST_PDU_BYTES)
+        self._link = Link(_connect(peer, timeouts), timeout_s=timeouts.answer_s, longest_pdu_bytes=LONGEST_PDU_BYTES)
+        self._fragments: deque[tuple[int, int, bytes]] = deque()
         self.accepted: dict[Context, int] = {}
         self._max_fragment = LONGEST_FRAGMENT_BYTES
         try:
@@ -110,6 +127,7 @@ class RequestedAssociation:
 
     def _negotiate(self, contexts: Sequence[Context]) -> None:
         with self._peer_to_blame():
+            self._link.shake_hands()
             self._link.send(_associate_request(self._peer, contexts))
             kind, body = self._link.receive_pdu()
             if kind == PduType.ASSOCIATE_RJ:
@@ -153,8 +171,14 @@ class RequestedAssociation:
         with self._peer_to_blame():
             self._link.send_fragments(context_id, 0, iter(lambda: stream.read(self._max_fragment), b""))
 
+    def send_message(self, context_id: int, command: Command, data_set: bytes = b"") -> None:
+        """Sends a command set, and a data set of a few kB if there is one."""
+        self.send_command(context_id, command)
+        if data_set:
+            self.send_data_set(context_id, io.BytesIO(data_set))
+
     def receive_response(self, field: CommandField, message_id: int) -> Command:
-        """Answers the response to a request of ours.
+        """Answers the response to a request of ours, where that brings no data set.
 
         Raises
         ------
@@ -162,25 +186,55 @@ class RequestedAssociation:
             When the peer answers anything else or nothing: what became of the request is unknown.
         """
         with self._peer_to_blame():
-            command = decode_command(self._receive_command())
+            command = self._receive().command
             if command.get(CommandElement.COMMAND_FIELD) != field or command.get(CommandElement.MESSAGE_ID_RESPONDED_TO) != message_id:
                 raise self._link.broken("sent what is no answer to our request")
         return command
 
-    def _receive_command(self) -> bytes:
-        command = b""
+    def receive_message(self, timeout_s: float) -> Message | None:
+        """Answers what the peer says next, be it a response to us or a request of its own; None when it begins nothing in that time.
+
+        What it has begun must be whole in the time of an answer. The association stays open over a None.
+
+        Raises
+        ------
+        PeerUnreachable
+            When the peer ends or breaks the association.
+        """
+        with self._peer_to_blame():
+            if not self._fragments and not self._link.has_more(timeout_s):
+                return None
+            return self._receive(longest_data_set_bytes=LONGEST_DATA_SET_BYTES)
+
+    def _receive(self, *, longest_data_set_bytes: int = 0) -> Message:
+        """Answers the next message; one with a longer data set is no answer."""
+        command, data_set = bytearray(), bytearray()
+        decoded: Command | None = None
         while True:
+            context_id, flags, fragment = self._next_fragment()
+            if bool(flags & COMMAND_FRAGMENT) is not (decoded is None):
+                raise self._link.broken("sent parts of a message that do not belong together")
+            part = command if decoded is None else data_set
+            part += fragment
+            if len(command) > LONGEST_COMMAND_BYTES or len(data_set) > longest_data_set_bytes:
+                raise self._link.broken("sends an answer without end")
+            if not flags & LAST_FRAGMENT:
+                continue
+            if decoded is None:
+                decoded = decode_command(bytes(command))
+                if decoded.get(CommandElement.DATA_SET_TYPE, NO_DATA_SET) != NO_DATA_SET:
+                    continue
+            return Message(context_id, decoded, bytes(data_set))
+
+    def _next_fragment(self) -> tuple[int, int, bytes]:
+        while not self._fragments:
             kind, body = self._link.receive_pdu()
             if kind != PduType.DATA:
                 raise self._link.broken("aborted the association" if kind == PduType.ABORT else f"sent PDU {kind} instead of an answer")
-            for _context_id, flags, fragment in self._link.fragments_in(body):
-                if not flags & COMMAND_FRAGMENT:
-                    raise self._link.broken("sent a data set instead of an answer")
-                command += fragment
-                if flags & LAST_FRAGMENT:
-                    return command
-            if len(command) > LONGEST_PDU_BYTES or not body:
+            if not body:
                 raise self._link.broken("sends an answer without end")
+            self._fragments.extend((context_id, flags, bytes(fragment)) for context_id, flags, fragment in self._link.fragments_in(body))
+        return self._fragments.popleft()
 
     def release(self) -> None:
         """Ends the association in good order; a peer that breaks it now changes nothing any more."""
@@ -210,6 +264,21 @@ class RequestedAssociation:
             yield
         except LinkBroken as error:
             raise PeerUnreachable(f"{self._peer} {error}") from error
+
+
+def _connect(peer: Peer, timeouts: Timeouts) -> socket.socket:
+    try:
+        connection = socket.create_connection((peer.host, peer.port), timeout=timeouts.connect_s)
+    except (OSError, UnicodeError) as error:
+        raise PeerUnreachable(f"{peer} cannot be reached: {words_of(error)}") from error
+    if peer.tls is None:
+        return connection
+    try:
+        return request_tls(connection, peer.tls, peer.host)
+    except (OSError, ValueError, TlsFilesUnusable) as error:
+        connection.close()
+        why = str(error) if isinstance(error, TlsFilesUnusable) else words_of(error)
+        raise PeerUnreachable(f"{peer} cannot be reached by TLS: {why}") from error
 
 
 def _numbered(contexts: Sequence[Context]) -> Iterable[tuple[int, Context]]:

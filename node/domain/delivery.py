@@ -33,10 +33,41 @@ class GiveUp:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """A destination that no association can be had with; it costs no delivery an attempt."""
+
+    destination: str
+    failures: int
+    """Attempts to connect in a row."""
+    down_since_s: float
+    next_attempt_s: float
+    reason: str
+
+
+def backoff_s(attempts: int, policy: RetryPolicy, chance: float) -> float:
+    """Answers the wait after failed attempt number `attempts` (from 1); `chance` lies in 0..1."""
+    wait_s = min(policy.max_s, policy.first_s * 2.0 ** min(attempts - 1, MAX_DOUBLINGS))
+    return wait_s * (1 + JITTER * (2 * chance - 1))
+
+
 def decide_retry(*, attempts: int, first_attempt_s: float, now_s: float, policy: RetryPolicy, chance: float) -> RetryAt | GiveUp:
     """Answers what follows failed attempt number `attempts` (from 1) of a retryable fault; `chance` lies in 0..1."""
+    ended = end_of_patience(attempts=attempts, first_attempt_s=first_attempt_s, now_s=now_s, policy=policy)
+    return ended or RetryAt(now_s + backoff_s(attempts, policy, chance))
+
+
+def end_of_patience(*, attempts: int, first_attempt_s: float, now_s: float, policy: RetryPolicy) -> GiveUp | None:
+    """Answers why a delivery is given up, None while its time is not over."""
     waited_h = (now_s - first_attempt_s) / 3600
-    if waited_h >= policy.give_up_h:
-        return GiveUp(f"gave up after {attempts} attempts in {waited_h:.1f} h")
-    wait_s = min(policy.max_s, policy.first_s * 2.0 ** min(attempts - 1, MAX_DOUBLINGS))
-    return RetryAt(now_s + wait_s * (1 + JITTER * (2 * chance - 1)))
+    if waited_h < policy.give_up_h:
+        return None
+    times = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+    return GiveUp(f"gave up after {times} in {waited_h:.1f} h")
+
+
+def decide_outage(before: Outage | None, *, destination: str, reason: str, now_s: float, policy: RetryPolicy, chance: float) -> Outage:
+    """Answers the outage after one more association that could not be had: when the next one is tried."""
+    failures = before.failures + 1 if before else 1
+    down_since_s = before.down_since_s if before else now_s
+    return Outage(destination, failures, down_since_s, now_s + backoff_s(failures, policy, chance), reason)

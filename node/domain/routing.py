@@ -10,6 +10,7 @@ import numpy as np
 from node.codes import MANUFACTURER_MODEL_NAME
 from node.domain.instance import NOT_IMAGES, InstanceHeader, SeriesHeader, as_text
 from node.domain.modelcard import InputRequirement, ModelCard, Range
+from node.domain.states import Priority
 
 Condition = tuple[str, ...] | Range
 """An element must equal one of these values (upper case), or lie in the range."""
@@ -49,6 +50,7 @@ class Route:
     when: Mapping[str, Condition]
     model: str
     deliver_to: tuple[str, ...]
+    priority: Priority = Priority.MEDIUM
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,8 @@ TRANSITIONS: Final[dict[type[StrEnum], dict[State, frozenset[State]]]] = {
     },
     DeliveryState: {
         DeliveryState.PENDING: frozenset({DeliveryState.STORED, DeliveryState.REFUSED, DeliveryState.GIVEN_UP}),
-        DeliveryState.STORED: frozenset({DeliveryState.COMMITTED, DeliveryState.PENDING}),  # PENDING: commitment failed
+        # PENDING: the archive lost it; REFUSED: the archive will never answer for it
+        DeliveryState.STORED: frozenset({DeliveryState.COMMITTED, DeliveryState.PENDING, DeliveryState.REFUSED}),
         DeliveryState.COMMITTED: frozenset(),
         DeliveryState.REFUSED: frozenset({DeliveryState.PENDING}),  # only by a person
         DeliveryState.GIVEN_UP: frozenset({DeliveryState.PENDING}),  # only by a person
@@ -78,6 +79,25 @@ class Outcome(StrEnum):
     NOTHING_FOUND = "nothing found"
     NOT_ATTEMPTED = "not attempted"
     FAILED = "failed"
+
+
+class Confirmation(StrEnum):
+    """What the archive said when it was asked whether it keeps a stored object."""
+
+    AWAITED = "AWAITED"
+    GIVEN = "GIVEN"
+    WAIVED = "WAIVED"
+    """Not asked for, or the archive has no way to say so."""
+    MISSED = "MISSED"
+    """Asked until the time was over, never answered: a person should look."""
+
+
+class Priority(StrEnum):
+    """How urgent a job is (Priority of DIMSE, PS3.7 C.1.1)."""
+
+    HIGH = "HIGH"
+    MEDIUM = "MEDIUM"
+    LOW = "LOW"
 
 
 OPENING_STATES: Final[dict[type[StrEnum], State]] = {

@@ -38,6 +38,7 @@ PARSE_ERRORS: Final = (
     LookupError,
     AttributeError,
     NotImplementedError,
+    RecursionError,
     struct.error,
     zlib.error,
 )

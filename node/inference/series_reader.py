@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from node.errors import BrokenPixelData, MissingGeometry, NotAVolume
 from node.inference.elements import decimals, integer, item, text, texts
 from node.inference.pixels import PARSE_ERRORS, ModalityTransform, Rescale, StoredPixels, locate_pixels, modality_transform, read_frames
 from node.inference.stack import sample_stack
+from node.network.deflate import LONGEST_INFLATED_BYTES, deflated_from, inflates_beyond
 
 AIR_HU: Final = -1024.0
 """What lies outside the images of a CT."""
@@ -162,12 +163,26 @@ def read_series(files: Sequence[Path]) -> Volume:
 def _read_instance(path: Path, number: int) -> _Instance:
     with path.open("rb") as file:
         try:
+            _refuse_bomb(file, number)
             header = dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER))
-        except PARSE_ERRORS as error:
+        except (*PARSE_ERRORS, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk; what pydicom raises over a broken file has no number
             raise BrokenPixelData(f"File {number} of the series cannot be parsed as DICOM ({type(error).__name__}).") from error
         instance_number = integer(header, "InstanceNumber")
         name = f"file {number}" if instance_number is None else f"image {instance_number}"
         return _Instance(header, locate_pixels(header, file, path, name))
+
+
+def _refuse_bomb(file: BinaryIO, number: int) -> None:
+    """Raises BrokenPixelData for a deflated file that would fill the memory; pydicom inflates the whole of one."""
+    begin = deflated_from(file)
+    if begin is None:
+        return
+    file.seek(begin)
+    if inflates_beyond(file, LONGEST_INFLATED_BYTES):
+        raise BrokenPixelData(f"File {number} of the series inflates to more than {LONGEST_INFLATED_BYTES >> 20} MiB.")
+    file.seek(0)
 
 
 def _select(instances: Sequence[_Instance]) -> _Selection:

@@ -1,6 +1,7 @@
 """The listener: takes connections, lets a conversation run on each, notices the end of every one of them."""
 
 import contextlib
+import resource
 import socket
 import threading
 import time
@@ -11,26 +12,32 @@ from typing import Any, Final
 import structlog
 
 from node.config import Config
-from node.errors import NodeError
-from node.files import write_durably
-from node.intake.admission import AdmissionRules, Caller, KnownSender, Refusal, judge_caller, judge_load, plain_address
+from node.errors import ConfigError, NodeError
+from node.files import Durability, write_durably
+from node.intake.admission import AdmissionRules, Caller, KnownSender, Refusal, RememberingResolver, judge_caller, judge_load, plain_address
 from node.intake.contexts import supported_contexts
 from node.intake.conversation import Conversation, Services
-from node.intake.handlers import Accept
+from node.intake.handlers import Accept, OnReport
 from node.intake.reception import Intake
 from node.intake.spool import Spool
 from node.journal import ReceivedJournal, open_database
 from node.network import hang_up
 from node.network.link import Link, LinkBroken
+from node.network.tls import TlsFiles, accept_tls, listener_context
 
 TICK_S: Final = 1.0
 ACCEPT_POLL_S: Final = 0.1
 BACKLOG: Final = 64
 SPARE_CONNECTIONS: Final = 32
 """Beyond the limit of associations: peers that are about to be rejected, or have yet to say what they want."""
+LEAVING_CONNECTIONS: Final = 32
+"""Beyond these: connections that have had to give way to newer ones, and whose threads are about to end."""
 
 LONGEST_PDU_BYTES: Final = 1 << 22
 """A PDU may be longer than we asked for; what is longer than this is no DICOM."""
+
+DESCRIPTORS_AN_ASSOCIATION: Final = 8
+"""Its connection, its file, its view of the journal, and some to spare."""
 
 LINGER_S: Final = 2.0
 STOP_GRACE_S: Final = 2.0
@@ -51,18 +58,30 @@ class ScpOptions:
     port: int
     network_timeout_s: float = 60.0
     max_pdu_bytes: int = 262144
+    tls: TlsFiles | None = None
+    """Where the port speaks TLS, and TLS alone: what it needs for that."""
 
 
 class StorageScp:
     """A storage and verification SCP on a port of this machine; what arrives goes to `accept`.
 
     `on_end` is called with the name of every association over which something arrived, in its thread, when it has ended.
+    Reports on storage commitments go to `on_report`; without it nobody can send any.
     """
 
-    def __init__(self, options: ScpOptions, spool: Spool, accept: Accept, on_end: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        options: ScpOptions,
+        spool: Spool,
+        accept: Accept,
+        on_end: Callable[[str], None] | None = None,
+        on_report: OnReport | None = None,
+    ) -> None:
         self._options = options
         self._on_end = on_end
-        self._services = Services(spool, accept, self._admit, options.network_timeout_s, options.max_pdu_bytes)
+        self._tls = listener_context(options.tls) if options.tls is not None else None
+        self._resolve = RememberingResolver(resolve)
+        self._services = Services(spool, accept, self._admit, options.network_timeout_s, options.max_pdu_bytes, on_report)
         self._open: dict[Conversation, threading.Thread] = {}
         self._one_admission = threading.Lock()
         self._stopping = threading.Event()
@@ -83,6 +102,8 @@ class StorageScp:
         except OSError as error:
             raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
         self._server.settimeout(ACCEPT_POLL_S)
+        hosts = [sender.host for sender in self._options.rules.senders]
+        threading.Thread(target=self._resolve.learn, args=(hosts,), name="resolver", daemon=True).start()
         threading.Thread(target=self._take_connections, name="listener", daemon=True).start()
         return int(self._server.getsockname()[1])
 
@@ -98,15 +119,16 @@ class StorageScp:
                     time.sleep(ACCEPT_POLL_S)
 
     def _take_connection(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
-        if len(self._open) >= self._options.rules.max_associations + SPARE_CONNECTIONS:
+        if not self._make_place():
             connection.close()
             return
         longest = max(LONGEST_PDU_BYTES, self._options.max_pdu_bytes)
         try:
-            link = Link(connection, timeout_s=self._options.network_timeout_s, longest_pdu_bytes=longest)
-        except OSError:
+            secured = connection if self._tls is None else accept_tls(connection, self._tls)
+            link = Link(secured, timeout_s=self._options.network_timeout_s, longest_pdu_bytes=longest)
+        except (OSError, ValueError):  # ValueError: TLS, and the peer is gone already
             connection.close()
-            raise
+            return
         conversation = Conversation(link, str(address[0]), self._services)
         thread = threading.Thread(target=self._converse, args=(conversation,), name=f"association {conversation.name}", daemon=True)
         self._open[conversation] = thread
@@ -114,19 +136,32 @@ class StorageScp:
             thread.start()
         except RuntimeError:
             del self._open[conversation]
-            connection.close()
+            link.close()
             raise
 
+    def _make_place(self) -> bool:
+        """Answers whether another connection can be taken.
+
+        Where all places are taken, the connection gives way that has said nothing of use for the longest time: a flood of them
+        shuts nobody out who comes and speaks at once.
+        """
+        taken = len(self._open)
+        limit = self._options.rules.max_associations + SPARE_CONNECTIONS
+        if taken < limit:
+            return True
+        if taken >= limit + LEAVING_CONNECTIONS:
+            return False
+        idle = [one for one in list(self._open) if not one.is_open and not one.leaving]
+        if not idle:
+            return False
+        eldest = min(idle, key=lambda one: one.begun_s)
+        eldest.leaving = True
+        hang_up(eldest.link.socket)
+        return True
+
     def _converse(self, conversation: Conversation) -> None:
-        started_s = time.monotonic()
-        end = "failed"
         try:
-            conversation.run()
-            end = "released" if conversation.released else "aborted"
-        except LinkBroken as error:
-            end = f"the peer {error}"
-        finally:
-            self._open.pop(conversation, None)
+            end = self._run(conversation)
             if conversation.instances and self._on_end is not None:
                 self._on_end(conversation.name)
             if conversation.admitted:
@@ -136,12 +171,26 @@ class StorageScp:
                     end=end,
                     instances=conversation.instances,
                     megabytes=round(conversation.size_bytes / 1e6, 3),
-                    elapsed_s=round(time.monotonic() - started_s, 3),
+                    elapsed_s=round(time.monotonic() - conversation.begun_s, 3),
                 )
+        finally:
             _close_after_peer(conversation.link)
+            self._open.pop(conversation, None)
+
+    def _run(self, conversation: Conversation) -> str:
+        """Lets a conversation run; answers how it ended."""
+        try:
+            conversation.run()
+        except LinkBroken as error:
+            if self._tls is not None and not conversation.admitted:
+                log.warning("connection.broken", address=conversation.address, reason=f"the peer {error}")
+            return f"the peer {error}"
+        finally:
+            conversation.ended = True
+        return "released" if conversation.released else "aborted"
 
     def _admit(self, caller: Caller, conversation: Conversation) -> Refusal | None:
-        refusal = judge_caller(caller, self._options.rules, resolve)
+        refusal = judge_caller(caller, self._options.rules, self._resolve)
         if refusal is not None:
             return refusal
         with self._one_admission:
@@ -170,7 +219,7 @@ def _close_after_peer(link: Link) -> None:
     if link.is_open:
         with contextlib.suppress(OSError):
             link.limit_waits(LINGER_S)
-            link.socket.recv(1)
+            socket.socket.recv(link.socket, 1)  # below TLS: nobody reads it any more
     link.close()
 
 
@@ -184,26 +233,48 @@ def resolve(host: str) -> frozenset[str]:
 
 def run_listener(config: Config, stop: threading.Event) -> None:
     """Receives instances into the spool and the journal until `stop`; the port it got stands in `run/listener.port`."""
+    _claim_descriptors(config.listener.max_associations)
     state_dir = config.node.state_dir
-    spool = Spool(state_dir / "spool", refuse_below_free_bytes=int(config.listener.refuse_below_free_gib * (1 << 30)))
+    durability = Durability(config.listener.durability)
+    limit_bytes = int(config.listener.refuse_below_free_gib * (1 << 30))
+    spool = Spool(state_dir / "spool", refuse_below_free_bytes=limit_bytes, durability=durability)
     swept = spool.prepare()
     connection = open_database(state_dir)
     ReceivedJournal(connection).clear_associations()
     connection.close()
-    intake = Intake(state_dir, spool)
-    scp = StorageScp(options_from(config), spool, intake.accept, intake.end_association)
+    intake = Intake(state_dir, spool, durability)
+    scp = StorageScp(options_from(config), spool, intake.accept, intake.end_association, intake.record_report)
     port = scp.start()
     write_durably(state_dir / "run" / "listener.port", f"{port}\n".encode())
     log.info("listener.ready", ae_title=config.node.ae_title, host=config.listener.host, port=port, swept=swept)
     while not stop.wait(TICK_S):
         intake.end_what_is_left()
+        with contextlib.suppress(OSError):  # the disk does not answer: the next instance finds out
+            spool.watermark.look()
     scp.stop()
     log.info("listener.stopped")
 
 
+def _claim_descriptors(max_associations: int) -> None:
+    """Raises the limit of open files to what so many associations need, as far as the system lets us."""
+    wanted = 256 + SPARE_CONNECTIONS + LEAVING_CONNECTIONS + DESCRIPTORS_AN_ASSOCIATION * max_associations
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    granted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (granted, hard))
+    if granted < wanted:
+        log.warning("listener.few_descriptors", limit=granted, wanted=wanted, max_associations=max_associations)
+
+
 def options_from(config: Config) -> ScpOptions:
     """Answers what the listener of a node is told."""
-    senders = tuple(KnownSender(peer.ae_title.strip(), peer.host) for peer in config.peers.values() if peer.may_send)
+    senders = tuple(
+        KnownSender(peer.ae_title.strip(), peer.host, may_send=peer.may_send, may_report=peer.confirm in {"auto", "commitment"})
+        for peer in config.peers.values()
+    )
+    if config.listener.tls and config.tls is None:
+        raise ConfigError("listener.tls is set, and there is no section [tls] → add it")
     rules = AdmissionRules(
         ae_title=config.node.ae_title.strip(),
         max_associations=config.listener.max_associations,
@@ -216,4 +287,5 @@ def options_from(config: Config) -> ScpOptions:
         port=config.listener.port,
         network_timeout_s=config.listener.network_timeout_s,
         max_pdu_bytes=config.listener.max_pdu_bytes,
+        tls=config.tls if config.listener.tls else None,
     )

@@ -1,4 +1,4 @@
-"""What the listener accepts: every storage SOP class, in every transfer syntax, and verification."""
+"""What the listener accepts: every storage SOP class, in every transfer syntax, verification, and reports on commitments."""
 
 from functools import cache
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from pynetdicom.presentation import PresentationContext, build_context
 
-from node.network import NATIVE_TRANSFER_SYNTAXES, VERIFICATION
+from node.network import NATIVE_TRANSFER_SYNTAXES, STORAGE_COMMITMENT, VERIFICATION, commitment
 
 _LOSSLESS: Final = (
     "1.2.840.10008.1.2.5",  # RLE
@@ -29,8 +29,15 @@ offers several in one context; the retired JPEG processes cannot be decoded, but
 
 
 @cache
-def supported_contexts() -> tuple[PresentationContext, ...]:
-    """Answers what this node accepts: verification, and every storage SOP class in every transfer syntax."""
+def supported_contexts(*, reports: bool = False) -> tuple[PresentationContext, ...]:
+    """Answers what this node accepts: verification, every storage SOP class in every transfer syntax, `reports` on commitments.
+
+    Of Storage Commitment we are the SCU: a requestor may be its SCP, and not its SCU (PS3.4 J.2, PS3.7 D.3.3.4).
+    """
     classes = [context.abstract_syntax for context in AllStoragePresentationContexts]
     storage = [build_context(sop_class, list(TRANSFER_SYNTAXES)) for sop_class in classes if sop_class]
-    return (build_context(VERIFICATION), *storage)
+    if not reports:
+        return (build_context(VERIFICATION), *storage)
+    push_model = build_context(STORAGE_COMMITMENT, list(commitment.TRANSFER_SYNTAXES))
+    push_model.scu_role, push_model.scp_role = False, True
+    return (build_context(VERIFICATION), push_model, *storage)

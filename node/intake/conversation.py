@@ -1,5 +1,6 @@
 """One association from its first byte to its last, in a thread of its own: data sets go straight from the network into files."""
 
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Final
 import structlog
 
 from node.intake.admission import Caller, Refusal
-from node.intake.handlers import Accept, on_c_echo, on_c_store
+from node.intake.handlers import Accept, OnReport, on_c_echo, on_c_store, on_n_event_report
 from node.intake.negotiation import MalformedRequest, accept_request, read_request, rejection_pdu
 from node.intake.reception import StoreRequest
 from node.intake.spool import FileIdentity, IncomingFile, Spool
@@ -23,10 +24,14 @@ from node.network import (
     PduType,
 )
 from node.network.command import Command, decode_command, encode_command, number_in, text_in
-from node.network.link import Link, pdu
+from node.network.commitment import LONGEST_REPORT_BYTES
+from node.network.link import SLOWEST_BYTES_PER_S, Link, pdu
 
 ARTIM_S: Final = 30.0
-"""How long a new connection may take to say what it wants (PS3.8 9.1.4)."""
+"""How long a new connection may take to say what it wants, the handshake of TLS included (PS3.8 9.1.4)."""
+
+LONGEST_REQUEST_BYTES: Final = 1 << 18
+"""Of the first PDU: 128 presentation contexts with every transfer syntax that there is take 207 kB."""
 
 LONGEST_COMMAND_BYTES: Final = 1 << 16
 SERVICE_PROVIDER: Final = 2
@@ -44,15 +49,19 @@ class Services:
     admit: Callable[[Caller, "Conversation"], Refusal | None]
     network_timeout_s: float
     max_pdu_bytes: int
+    on_report: OnReport | None = None
 
 
 @dataclass(slots=True)
 class Message:
-    """A request that is arriving: its command is whole, its data set may be on the way."""
+    """A request that is arriving: its command is whole, its data set may be on the way: into a file, or a short one into memory."""
 
     context_id: int
     command: Command
     incoming: IncomingFile | None = None
+    report: bytearray | None = None
+    begun_s: float = field(default_factory=time.monotonic)
+    size_bytes: int = 0
 
     @property
     def field(self) -> int:
@@ -72,6 +81,11 @@ class Conversation:
     calling_ae_title: str = ""
     admitted: bool = False
     released: bool = False
+    ended: bool = False
+    """Set when nothing more will be done for it but to wait for the peer to close."""
+    leaving: bool = False
+    """Set by another thread: it was hung up on, to make place for a newer one."""
+    begun_s: float = field(default_factory=time.monotonic)
     stopping: bool = False
     """Set by another thread: the association is to end at the next opportunity."""
     instances: int = 0
@@ -86,15 +100,22 @@ class Conversation:
     @property
     def is_open(self) -> bool:
         """Whether it counts against the limit of associations."""
-        return self.admitted and not self.released
+        return self.admitted and not self.released and not self.ended
 
     def run(self) -> None:
         """Negotiates, then answers requests until the association ends."""
+        longest_pdu_bytes = self.link.longest_pdu_bytes
+        artim_s = min(ARTIM_S, self.services.network_timeout_s)
+        self.link.limit_waits(artim_s)
+        self.link.deadline_s = self.begun_s + artim_s
+        self.link.longest_pdu_bytes = min(longest_pdu_bytes, LONGEST_REQUEST_BYTES)
         try:
-            self.link.limit_waits(min(ARTIM_S, self.services.network_timeout_s))
+            self.link.shake_hands()
             if not self._negotiate():
                 return
             self.link.limit_waits(self.services.network_timeout_s)
+            self.link.deadline_s = None
+            self.link.longest_pdu_bytes = longest_pdu_bytes
             while self._serve_pdu():
                 if self.stopping:
                     self.link.abort()
@@ -108,12 +129,13 @@ class Conversation:
         try:
             request = read_request(kind, bytes(body))
             self.calling_ae_title = request.calling_ae_title
-            refusal = self.services.admit(Caller(request.calling_ae_title, request.called_ae_title, self.address), self)
+            caller = Caller(request.calling_ae_title, request.called_ae_title, self.address, request.reports_only)
+            refusal = self.services.admit(caller, self)
             if refusal is not None:
                 log.warning("association.rejected", reason=refusal.reason, calling_ae_title=self.calling_ae_title, address=self.address)
                 self.link.send(rejection_pdu(refusal.rejection))
                 return False
-            acceptance = accept_request(request, self.services.max_pdu_bytes)
+            acceptance = accept_request(request, self.services.max_pdu_bytes, reports=self.services.on_report is not None)
         except MalformedRequest as error:
             log.warning("association.malformed", address=self.address, reason=str(error))
             self.link.abort(SERVICE_PROVIDER, AbortReason.INVALID_PARAMETER)
@@ -148,10 +170,20 @@ class Conversation:
             return
         if self._message is None:
             raise self.link.broken("sent a data set without a command")
-        if self._message.incoming is not None:
-            self._message.incoming.write(fragment)
+        self._take_data(self._message, fragment)
         if flags & LAST_FRAGMENT:
             self._answer()
+
+    def _take_data(self, message: Message, fragment: memoryview) -> None:
+        message.size_bytes += len(fragment)
+        if time.monotonic() - message.begun_s > self.services.network_timeout_s + message.size_bytes / SLOWEST_BYTES_PER_S:
+            raise self.link.broken("sends a data set too slowly")
+        if message.incoming is not None:
+            message.incoming.write(fragment)
+        elif message.report is not None:
+            if message.size_bytes > LONGEST_REPORT_BYTES:
+                raise self.link.broken("sends a report without end")
+            message.report += fragment
 
     def _begin(self, context_id: int) -> None:
         if context_id not in self._transfer_syntaxes:
@@ -164,6 +196,8 @@ class Conversation:
             request = self._store_request(self._message)
             identity = FileIdentity(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax_uid, request.calling_ae_title)
             self._message.incoming = self.services.spool.open_incoming(identity)
+        elif self._message.field == CommandField.N_EVENT_REPORT_RQ and self.services.on_report is not None:
+            self._message.report = bytearray()
 
     def _answer(self) -> None:
         message = self._message
@@ -175,6 +209,9 @@ class Conversation:
             self.size_bytes += message.incoming.size_bytes if message.incoming is not None else 0
         elif message.field == CommandField.C_ECHO_RQ:
             status = on_c_echo()
+        elif message.field == CommandField.N_EVENT_REPORT_RQ:
+            syntax = self._transfer_syntaxes[message.context_id]
+            status = on_n_event_report(message.command, bytes(message.report or b""), syntax, self.services.on_report)
         else:
             status = GeneralStatus.UNRECOGNIZED_OPERATION
         self._message = None
@@ -199,7 +236,7 @@ def _response(message: Message, status: int) -> Command:
         CommandElement.DATA_SET_TYPE: NO_DATA_SET,
         CommandElement.STATUS: status,
     }
-    for element in (CommandElement.AFFECTED_SOP_CLASS_UID, CommandElement.AFFECTED_SOP_INSTANCE_UID):
+    for element in (CommandElement.AFFECTED_SOP_CLASS_UID, CommandElement.AFFECTED_SOP_INSTANCE_UID, CommandElement.EVENT_TYPE_ID):
         if element in message.command:
             response[element] = message.command[element]
     return response

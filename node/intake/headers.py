@@ -1,18 +1,16 @@
 """Headers of Part 10 files as domain values: everything plain that a rule may ask for, nothing that can raise later."""
 
 import math
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-from pydicom import dcmread
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
-from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
@@ -20,18 +18,24 @@ from pydicom.tag import BaseTag
 from node.domain.identifiers import is_usable_uid
 from node.domain.instance import InstanceHeader, SeriesHeader, Value, group_into_series
 from node.errors import CannotUnderstand
+from node.intake.bounded import bounded
+from node.network.deflate import deflated_from, inflate_head
+from node.network.malformed import MALFORMED_DATA_SET
 
 LONGEST_VALUE_BYTES: Final = 4096
 """An element that is longer holds no fact that a rule asks for (tables, private reports): left out."""
 
+LONGEST_HEADER_BYTES: Final = 1 << 24
+"""What an enhanced object says of 10 000 frames; where more comes before the pixels, the file is not understood."""
+
+MOST_ELEMENTS: Final = 20_000
+"""Of a data set itself, those inside its sequences not counted: real ones have hundreds, and millions would take half a minute."""
+
+FIRST_PIXEL_TAG: Final = 0x7FE00008
+"""Float Pixel Data, Double Float Pixel Data and Pixel Data follow from here."""
+
 _NUMERIC: Final = frozenset({"DS", "IS", "US", "SS", "UL", "SL", "UV", "SV", "FL", "FD"})
 _TEXTUAL: Final = frozenset({"AE", "AS", "CS", "DA", "DT", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
-
-MALFORMED: Final = (
-    ValueError, TypeError, LookupError, AttributeError, NotImplementedError, ArithmeticError, EOFError, OSError,
-    RuntimeError, AssertionError, struct.error, zlib.error, BytesLengthException, InvalidDicomError,
-)  # fmt: skip
-"""What pydicom's parsers raise when they meet what is no DICOM."""
 
 # `warnings.catch_warnings` swaps a global: one reader at a time.
 _one_reader: Final = threading.Lock()
@@ -53,14 +57,14 @@ def read_header(path: Path) -> InstanceHeader:
     with _one_reader, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            dataset = dcmread(path, stop_before_pixels=True)
-        except MALFORMED as error:
+            dataset, file_meta = _read(path)
+        except MALFORMED_DATA_SET as error:
             raise CannotUnderstand(f"not a DICOM file ({type(error).__name__})") from error
         attributes = dict(_plain_elements(dataset))
         if "ContrastBolusAgent" not in attributes and _items(dataset, "ContrastBolusAgentSequence"):
             attributes["ContrastBolusAgent"] = ("by Contrast/Bolus Agent Sequence",)  # as enhanced objects say it
         first_frame = _first_frame(dataset)
-        meta = dict(_plain_elements(dataset.file_meta))
+        meta = dict(_plain_elements(file_meta))
     return InstanceHeader(
         study_instance_uid=_uid("StudyInstanceUID", attributes),
         series_instance_uid=_uid("SeriesInstanceUID", attributes),
@@ -70,6 +74,33 @@ def read_header(path: Path) -> InstanceHeader:
         frames=_frames(attributes),
         first_frame=first_frame,
     )
+
+
+def _read(path: Path) -> tuple[Dataset, Dataset]:
+    """Answers data set, up to the pixels, and file meta information of a file."""
+    with path.open("rb", buffering=0) as file:
+        stream = bounded(file, LONGEST_HEADER_BYTES)
+        deflated_from_byte = deflated_from(stream)
+        if deflated_from_byte is None:
+            dataset = read_partial(stream, stop_when=_end_of_header())
+            return dataset, dataset.file_meta
+        stream.seek(deflated_from_byte)
+        head = BytesIO(inflate_head(stream, LONGEST_HEADER_BYTES))
+    return read_dataset(head, is_implicit_VR=False, is_little_endian=True, stop_when=_end_of_header()), read_file_meta_info(path)
+
+
+def _end_of_header() -> Callable[[BaseTag, str | None, int], bool]:
+    """Answers what tells a parser to stop: at the pixels; it raises where there are more elements than anybody means."""
+    elements = 0
+
+    def is_end(tag: BaseTag, _vr: str | None, _length: int) -> bool:
+        nonlocal elements
+        elements += 1
+        if elements > MOST_ELEMENTS:
+            raise ValueError(f"more than {MOST_ELEMENTS} elements")
+        return int(tag) >= FIRST_PIXEL_TAG
+
+    return is_end
 
 
 def read_series_headers(paths: Iterable[Path], on_skipped: Skipped | None = None) -> tuple[SeriesHeader, ...]:
@@ -114,7 +145,7 @@ def _items(dataset: Dataset, keyword: str) -> list[Dataset]:
     try:
         value = dataset.get(keyword)
         return list(value) if isinstance(value, Sequence) else []
-    except MALFORMED:
+    except MALFORMED_DATA_SET:
         return []
 
 
@@ -138,6 +169,6 @@ def _values(dataset: Dataset, tag: BaseTag) -> tuple[Value, ...]:
         if element.VR in _TEXTUAL:
             texts = tuple("" if value is None else str(value).strip() for value in several)
             return texts if any(texts) else ()
-    except MALFORMED:
+    except MALFORMED_DATA_SET:
         return ()
     return ()

@@ -9,13 +9,23 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
 )
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 
 from node.codes import IMPLEMENTATION_CLASS_UID
 from node.intake.contexts import supported_contexts
-from node.network import APPLICATION_CONTEXT, CONTEXT_ACCEPTED, IMPLEMENTATION_VERSION_NAME, PduType, Rejection
-from node.network.link import MALFORMED_PDU, pdu
+from node.network import (
+    APPLICATION_CONTEXT,
+    CONTEXT_ACCEPTED,
+    IMPLEMENTATION_VERSION_NAME,
+    STORAGE_COMMITMENT,
+    VERIFICATION,
+    PduType,
+    Rejection,
+)
+from node.network.link import pdu
+from node.network.malformed import MALFORMED_PDU
 
 
 class MalformedRequest(Exception):
@@ -29,6 +39,12 @@ class AssociationRequest:
     calling_ae_title: str
     called_ae_title: str
     primitive: A_ASSOCIATE
+
+    @property
+    def reports_only(self) -> bool:
+        """Whether all that it wants is to report on storage commitments."""
+        wanted = {str(context.abstract_syntax) for context in self.primitive.presentation_context_definition_list}
+        return STORAGE_COMMITMENT in wanted and wanted <= {STORAGE_COMMITMENT, VERIFICATION}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +69,22 @@ def read_request(kind: int, body: bytes) -> AssociationRequest:
         raise MalformedRequest(type(error).__name__) from error
 
 
-def accept_request(request: AssociationRequest, max_pdu_bytes: int) -> Acceptance:
-    """Answers which contexts are accepted, and the A-ASSOCIATE-AC PDU that says so.
+def accept_request(request: AssociationRequest, max_pdu_bytes: int, *, reports: bool = False) -> Acceptance:
+    """Answers which contexts are accepted, and the A-ASSOCIATE-AC PDU that says so; `reports` on commitments where they are taken.
 
-    What else may be negotiated (roles, extended negotiation, user identity, asynchronous operations) is left unanswered: the
-    defaults hold then (PS3.7 D.3.3). Raises MalformedRequest when the request asks for what cannot be answered.
+    A proposal of roles is answered where the defaults do not hold anyway. What else may be negotiated (extended negotiation, user
+    identity, asynchronous operations) is left unanswered: the defaults hold then (PS3.7 D.3.3). Raises MalformedRequest when the
+    request asks for what cannot be answered.
     """
     try:
-        results, _roles = negotiate_as_acceptor(request.primitive.presentation_context_definition_list, list(supported_contexts()))
-        encoded = _acceptance_pdu(request.primitive, results, max_pdu_bytes)
+        proposed = {
+            item.sop_class_uid: (item.scu_role, item.scp_role)
+            for item in request.primitive.user_information
+            if isinstance(item, SCP_SCU_RoleSelectionNegotiation) and item.sop_class_uid is not None
+        }
+        contexts = list(supported_contexts(reports=reports))
+        results, roles = negotiate_as_acceptor(request.primitive.presentation_context_definition_list, contexts, proposed)
+        encoded = _acceptance_pdu(request.primitive, results, roles, max_pdu_bytes)
     except MALFORMED_PDU as error:
         raise MalformedRequest(type(error).__name__) from error
     syntaxes = {
@@ -72,7 +95,9 @@ def accept_request(request: AssociationRequest, max_pdu_bytes: int) -> Acceptanc
     return Acceptance(encoded, syntaxes)
 
 
-def _acceptance_pdu(request: A_ASSOCIATE, results: list[PresentationContext], max_pdu_bytes: int) -> bytes:
+def _acceptance_pdu(
+    request: A_ASSOCIATE, results: list[PresentationContext], roles: list[SCP_SCU_RoleSelectionNegotiation], max_pdu_bytes: int
+) -> bytes:
     answer = A_ASSOCIATE()
     answer.application_context_name = UID(APPLICATION_CONTEXT)
     answer.calling_ae_title = request.calling_ae_title
@@ -87,7 +112,7 @@ def _acceptance_pdu(request: A_ASSOCIATE, results: list[PresentationContext], ma
     length.maximum_length_received = max_pdu_bytes
     implementation.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    answer.user_information = [length, implementation, version]
+    answer.user_information = [length, implementation, version, *roles]
     return bytes(A_ASSOCIATE_AC(answer).encode())
 
 

@@ -4,10 +4,11 @@ import sqlite3
 import threading
 import time
 import zlib
+from contextlib import closing
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 import structlog
 from pydicom.dataset import Dataset
@@ -15,12 +16,16 @@ from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
+from node.domain.commitment import CommitmentReport
 from node.domain.identifiers import is_usable_uid
 from node.errors import CannotUnderstand, DataSetMismatch, OutOfResources
-from node.intake.headers import MALFORMED
+from node.files import Durability
+from node.intake.bounded import bounded
 from node.intake.spool import IncomingFile, KeptFile, Spool
-from node.journal import ReceivedInstance, ReceivedJournal, Recorded, open_database
+from node.journal import CommitmentJournal, ReceivedInstance, ReceivedJournal, Recorded, open_database
 from node.journal.database import JournalUnusable
+from node.network.deflate import DEFLATED, LONGEST_INFLATED_BYTES, inflate_head, inflates_beyond
+from node.network.malformed import MALFORMED_DATA_SET
 
 _SOP_CLASS_UID: Final = Tag("SOPClassUID")
 _SOP_INSTANCE_UID: Final = Tag("SOPInstanceUID")
@@ -30,16 +35,13 @@ _PIXELS: Final = Tag(0x7FDFFFFF)
 _NEEDED: Final = (_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID)
 
 HEAD_BYTES: Final = 1 << 22
-"""How much of a deflated data set is inflated to find its UIDs: a few kB can stand for gigabytes."""
+"""How much of a data set is read to find its UIDs, what is skipped not counted: a few kB can stand for gigabytes."""
 
-_DEFLATED: Final = frozenset(
-    {
-        "1.2.840.10008.1.2.1.99",  # Deflated Explicit VR Little Endian
-        "1.2.840.10008.1.2.4.95",  # JPIP Referenced Deflate
-        "1.2.840.10008.1.2.4.205",  # JPIP HTJ2K Referenced Deflate
-    }
-)
+# What a sender can make the parser hold is held once, and not once an association; it parses no faster in several threads.
+_one_parser: Final = threading.Lock()
 
+_LONGEST_UID_BYTES: Final = 1024
+"""What is longer is no UID, and not taken into memory; it may be gigabytes."""
 
 log = structlog.get_logger("radnode")
 
@@ -69,9 +71,10 @@ class InstanceUids:
 class Intake:
     """Takes instances into the spool and the journal. One object serves all threads of the listener."""
 
-    def __init__(self, state_dir: Path, spool: Spool) -> None:
+    def __init__(self, state_dir: Path, spool: Spool, durability: Durability = Durability.POWER_LOSS) -> None:
         self._state_dir = state_dir
         self._spool = spool
+        self._durability = durability
         self._of_thread = threading.local()
         self._left_open: list[str] = []
         # Writers queue here and not at the database, where they would sleep and poll.
@@ -93,7 +96,9 @@ class Intake:
             incoming.flush()
             incoming.check()
             uids = read_uids(incoming, request)
-            return self._record(self._spool.keep(incoming), uids, request)
+            _refuse_bomb(incoming, request.transfer_syntax_uid)
+            with self._spool.keeping(incoming) as kept:  # retention cannot take it away before it is recorded
+                return self._record(kept, uids, request)
         finally:
             incoming.discard()
 
@@ -116,6 +121,11 @@ class Intake:
             self.close_connection()  # it may still be inside the transaction that failed
             raise OutOfResources(f"the journal cannot be written: {error}") from error
 
+    def record_report(self, report: CommitmentReport) -> bool:
+        """Notes durably what an archive says about a storage commitment; answers False when it answers no request of ours."""
+        with self._one_writer, closing(open_database(self._state_dir)) as connection:
+            return CommitmentJournal(connection).record_report(report, now_s=time.time())
+
     def end_association(self, association: str) -> None:
         """Notes that an association has ended; called in its thread, as the last thing."""
         try:
@@ -136,7 +146,7 @@ class Intake:
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._of_thread, "connection", None)
         if connection is None:
-            connection = self._of_thread.connection = open_database(self._state_dir)
+            connection = self._of_thread.connection = open_database(self._state_dir, durability=self._durability)
         return connection
 
     def close_connection(self) -> None:
@@ -147,7 +157,19 @@ class Intake:
             connection.close()
 
 
-def read_uids(incoming: IncomingFile, request: StoreRequest) -> InstanceUids:
+class Part10Bytes(Protocol):
+    """A Part 10 file and where its data set begins."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def head_bytes(self) -> int:
+        """How long preamble and file meta information are."""
+
+
+def read_uids(incoming: Part10Bytes, request: StoreRequest) -> InstanceUids:
     """Answers under which UIDs an instance is to be filed, after comparing it with the request that brought it.
 
     SOP Class and Instance UID may be absent in the data set: the request has them.
@@ -161,9 +183,14 @@ def read_uids(incoming: IncomingFile, request: StoreRequest) -> InstanceUids:
         series=_text(found, _SERIES_INSTANCE_UID),
         study=_text(found, _STUDY_INSTANCE_UID),
     )
-    for name, uid in (("Study", uids.study), ("Series", uids.series), ("SOP", uids.sop_instance)):
+    for name, uid in (
+        ("Study Instance", uids.study),
+        ("Series Instance", uids.series),
+        ("SOP Instance", uids.sop_instance),
+        ("SOP Class", uids.sop_class),
+    ):
         if not is_usable_uid(uid):
-            raise CannotUnderstand(f"{name} Instance UID is {'no UID' if uid else 'absent'}")
+            raise CannotUnderstand(f"{name} UID is {'no UID' if uid else 'absent'}")
     if uids.sop_instance != request.sop_instance_uid:
         raise DataSetMismatch(f"the data set is SOP instance {uids.sop_instance}")
     if uids.sop_class != request.sop_class_uid:
@@ -171,29 +198,50 @@ def read_uids(incoming: IncomingFile, request: StoreRequest) -> InstanceUids:
     return uids
 
 
-def _read_needed(incoming: IncomingFile, transfer_syntax_uid: str, *, stop_after: BaseTag) -> Dataset:
+def _read_needed(incoming: Part10Bytes, transfer_syntax_uid: str, *, stop_after: BaseTag) -> Dataset:
     def is_behind(tag: BaseTag, _vr: str | None, _length: int) -> bool:
         return int(tag) > int(stop_after)
 
     syntax = UID(transfer_syntax_uid)
     try:
+        with _one_parser, incoming.path.open("rb", buffering=0) as file:
+            stream = bounded(file, HEAD_BYTES)
+            stream.seek(incoming.head_bytes)
+            data_set: BinaryIO = BytesIO(inflate_head(stream, HEAD_BYTES)) if syntax in DEFLATED else stream
+            return read_dataset(
+                data_set,
+                syntax.is_implicit_VR,
+                syntax.is_little_endian,
+                stop_when=is_behind,
+                defer_size=_LONGEST_UID_BYTES,
+                specific_tags=list(_NEEDED),
+            )
+    except MALFORMED_DATA_SET as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the parser raises one without a number for what is no data set
+            raise OutOfResources(f"the spool cannot be read: {error.strerror}") from error
+        raise CannotUnderstand(f"no data set of {syntax.name} ({type(error).__name__})") from error
+
+
+def _refuse_bomb(incoming: IncomingFile, transfer_syntax_uid: str) -> None:
+    """Raises CannotUnderstand for a deflated data set that nobody could hold in memory."""
+    if transfer_syntax_uid not in DEFLATED:
+        return
+    try:
         with incoming.path.open("rb") as stream:
             stream.seek(incoming.head_bytes)
-            data_set: BinaryIO = stream
-            if syntax in _DEFLATED:
-                data_set = BytesIO(zlib.decompressobj(-zlib.MAX_WBITS).decompress(stream.read(HEAD_BYTES), HEAD_BYTES))
-            return read_dataset(data_set, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=is_behind, specific_tags=list(_NEEDED))
+            if inflates_beyond(stream, LONGEST_INFLATED_BYTES):
+                raise CannotUnderstand(f"the data set inflates to more than {LONGEST_INFLATED_BYTES >> 20} MiB")
     except OSError as error:
         raise OutOfResources(f"the spool cannot be read: {error.strerror}") from error
-    except MALFORMED as error:
-        raise CannotUnderstand(f"no data set of {syntax.name} ({type(error).__name__})") from error
+    except zlib.error as error:
+        raise CannotUnderstand("the data set is not deflated as it should be") from error
 
 
 def _text(dataset: Dataset, tag: BaseTag) -> str:
     """Answers the value of a UID element without converting it: pydicom would warn of what we judge ourselves."""
     try:
         value = dataset.get_item(tag).value
-    except MALFORMED:  # a KeyError where it is absent
+    except MALFORMED_DATA_SET:  # a KeyError where it is absent
         return ""
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")

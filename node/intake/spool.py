@@ -8,27 +8,40 @@ kept once. UIDs are never parts of a path. The order is: write, fsync, rename, f
 
 The 256 folders are made before anything arrives: a folder made on the way costs two more flushes, which doubled the time of
 an instance. The entry that vanishes from `incoming` is not flushed: should a power cut bring it back, the sweep removes it.
+
+Retention and intake meet at the lock of a folder. Whoever keeps a file holds it shared from the look whether the file is there
+until its row is committed; whoever removes one holds it alone, and asks the journal first. So a row that says "here" has its file.
 """
 
-import errno
+import fcntl
 import hashlib
 import os
+import re
 import struct
+import time
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from node.codes import IMPLEMENTATION_CLASS_UID
 from node.errors import OutOfResources
-from node.files import fsync_folder
+from node.files import Durability, fsync_folder
+from node.intake.watermark import Watermark, as_out_of_resources
 from node.network import IMPLEMENTATION_VERSION_NAME
 
 INCOMING: Final = "incoming"
 BUFFER_BYTES: Final = 1 << 18
 KEPT_MODE: Final = 0o440
+LOOK_EVERY_BYTES: Final = 64 << 20
+"""How much of an instance may arrive between two looks at the free space."""
 
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+LOCK_WAIT_S: Final = 10.0
+FOLDERS: Final = tuple(f"{number:02x}" for number in range(256))
+
+_KEPT_NAME: Final = re.compile(r"([0-9a-f]{64})\.dcm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +80,25 @@ class IncomingFile:
     the data set is dropped, and `Spool.keep` raises what happened.
     """
 
-    def __init__(self, path: Path, identity: FileIdentity, fault: OutOfResources | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        identity: FileIdentity,
+        *,
+        objection: Callable[[], OutOfResources | None] = lambda: None,
+        durability: Durability = Durability.POWER_LOSS,
+    ) -> None:
         self.path = path
         self.size_bytes = 0
+        self._objection = objection
+        self._durability = durability
+        self._look_at_bytes = LOOK_EVERY_BYTES
         head = _file_head(identity)
         self.head_bytes = len(head)
         self._digest = hashlib.sha256()
-        self._fault = fault
+        self._fault = objection()
         self._stream: BinaryIO | None = None
-        if fault is None:
+        if self._fault is None:
             try:
                 self._stream = open(path, "xb", buffering=BUFFER_BYTES, opener=_open_kept)  # noqa: SIM115 - it lives as long as the transfer
                 self._stream.write(head)
@@ -98,6 +121,11 @@ class IncomingFile:
             return
         self._digest.update(data)
         self.size_bytes += len(data)
+        if self.size_bytes >= self._look_at_bytes:
+            self._look_at_bytes = self.size_bytes + LOOK_EVERY_BYTES
+            self._fault = self._objection()
+            if self._fault is not None:
+                self.discard()
 
     def flush(self) -> None:
         """Hands everything to the kernel, so that the file can be read by its path."""
@@ -117,7 +145,8 @@ class IncomingFile:
         self.flush()
         self.check()
         if self._stream is not None:
-            os.fsync(self._stream.fileno())
+            if self._durability is Durability.POWER_LOSS:
+                os.fsync(self._stream.fileno())
             self._close()
         return self._digest.hexdigest()
 
@@ -127,7 +156,7 @@ class IncomingFile:
         self.path.unlink(missing_ok=True)
 
     def _fail(self, error: OSError) -> None:
-        self._fault = _out_of_resources(error)
+        self._fault = as_out_of_resources(error)
         self.discard()
 
     def _close(self) -> None:
@@ -136,22 +165,23 @@ class IncomingFile:
             try:
                 stream.close()
             except OSError as error:  # the last buffer met a full disk: what matters is that the descriptor is free
-                self._fault = self._fault or _out_of_resources(error)
+                self._fault = self._fault or as_out_of_resources(error)
 
 
 class Spool:
     """The kept files of a node, and the door through which new ones come."""
 
-    def __init__(self, root: Path, *, refuse_below_free_bytes: int = 0) -> None:
+    def __init__(self, root: Path, *, refuse_below_free_bytes: int = 0, durability: Durability = Durability.POWER_LOSS) -> None:
         self._root = root
         self._incoming = root / INCOMING
-        self._refuse_below_free_bytes = refuse_below_free_bytes
+        self._durability = durability
+        self.watermark = Watermark(root, refuse_below_free_bytes)
 
     def prepare(self) -> int:
         """Makes the folders and sweeps what an earlier life left half received; answers how many files that was."""
         self._incoming.mkdir(parents=True, exist_ok=True)
-        for number in range(256):
-            (self._root / f"{number:02x}").mkdir(exist_ok=True)
+        for name in FOLDERS:
+            (self._root / name).mkdir(exist_ok=True)
         fsync_folder(self._root)
         fsync_folder(self._root.parent)
         leftovers = list(self._incoming.iterdir())
@@ -163,26 +193,31 @@ class Spool:
         """Answers where the data set with this digest lies."""
         return _path_in(self._root, sha256)
 
-    def free_bytes(self) -> int:
-        """Answers how much the disk can still take."""
-        disk = os.statvfs(self._root)
-        return disk.f_bavail * disk.f_frsize
+    def kept_in(self, folder: str) -> Iterator[tuple[str, os.stat_result]]:
+        """Answers digest and facts of every file that one of the FOLDERS keeps; what has another name is nothing of ours."""
+        try:
+            with os.scandir(self._root / folder) as entries:
+                for entry in entries:
+                    if (name := _KEPT_NAME.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                        yield name[1], entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # a state directory that no listener has prepared yet, or a file that went meanwhile
+            return
 
     def open_incoming(self, identity: FileIdentity) -> IncomingFile:
         """Begins a file for an arriving instance; what is wrong with the disk is raised by `keep`, not here."""
-        return IncomingFile(self._incoming / f"{uuid.uuid4().hex}.part", identity, self._want_of_space())
-
-    def _want_of_space(self) -> OutOfResources | None:
-        try:
-            free = self.free_bytes()
-        except OSError as error:
-            return _out_of_resources(error)
-        if free >= self._refuse_below_free_bytes:
-            return None
-        return OutOfResources(f"{free >> 20} MiB free, the listener refuses below {self._refuse_below_free_bytes >> 20} MiB")
+        path = self._incoming / f"{uuid.uuid4().hex}.part"
+        return IncomingFile(path, identity, objection=self.watermark.objection, durability=self._durability)
 
     def keep(self, incoming: IncomingFile) -> KeptFile:
+        """Makes an arrived instance durable, where nothing is ever removed; see `keeping`."""
+        with self.keeping(incoming) as kept:
+            return kept
+
+    @contextmanager
+    def keeping(self, incoming: IncomingFile) -> Iterator[KeptFile]:
         """Makes an arrived instance durable under the name of its content; the same content is kept once.
+
+        It is safe from retention while the block runs, which records it.
 
         Raises
         ------
@@ -192,24 +227,65 @@ class Spool:
         try:
             sha256 = incoming.seal()
             path = self.path_of(sha256)
+            folder = _lock(path.parent, fcntl.LOCK_SH)
+        except OSError as error:
+            incoming.discard()
+            raise as_out_of_resources(error) from error
+        except OutOfResources:
+            incoming.discard()
+            raise
+        try:
+            self._settle(incoming, path, folder)
+            yield KeptFile(sha256, path, incoming.size_bytes)
+        finally:
+            os.close(folder)
+
+    def _settle(self, incoming: IncomingFile, path: Path, folder: int) -> None:
+        try:
             if not path.exists():
                 incoming.path.rename(path)
             # Also for a file that was there: whoever renamed it may have died before this flush.
-            fsync_folder(path.parent)
+            if self._durability is Durability.POWER_LOSS:
+                os.fsync(folder)
         except OSError as error:
-            raise _out_of_resources(error) from error
+            raise as_out_of_resources(error) from error
         finally:
             incoming.discard()
-        return KeptFile(sha256, path, incoming.size_bytes)
+
+    @contextmanager
+    def alone_with(self, folder: str) -> Iterator[None]:
+        """Keeps everybody else out of one of the FOLDERS while the block runs: nothing is kept there, or being recorded.
+
+        Raises OutOfResources when it cannot be had for long.
+        """
+        descriptor = _lock(self._root / folder, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _lock(folder: Path, how: int) -> int:
+    """Answers a descriptor of the folder that holds its lock until it is closed."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OutOfResources(f"the folder {folder.name} of the spool is held by another process") from None
+                time.sleep(0.002)
+            else:
+                return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _open_kept(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, KEPT_MODE)
-
-
-def _out_of_resources(error: OSError) -> OutOfResources:
-    what = "the disk is full" if error.errno in _FULL else "the spool cannot be written"
-    return OutOfResources(f"{what}: {errno.errorcode.get(error.errno or 0, error.errno)}")
 
 
 def _file_head(identity: FileIdentity) -> bytes:

@@ -1,5 +1,6 @@
 """The node's only memory: a SQLite file of studies, series, jobs and deliveries, and the verbs on it."""
 
+from node.journal.commitments import CommitmentJournal
 from node.journal.database import JournalUnusable, journal_path, open_database, transaction
 from node.journal.jobs import JobEnd, JobJournal, NewJob
 from node.journal.outbox import OutboxJournal
@@ -17,6 +18,7 @@ from node.journal.records import (
 )
 
 __all__ = [
+    "CommitmentJournal",
     "DeliveryRecord",
     "EvidenceRecord",
     "InstanceRecord",

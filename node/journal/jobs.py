@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.domain.result import PredecessorDocument
-from node.domain.states import DeliveryState, JobState, Outcome
+from node.domain.states import DeliveryState, JobState, Outcome, Priority
 from node.errors import UsageError
-from node.journal.database import record_step, transaction
+from node.journal.database import by_urgency, record_step, transaction
 from node.journal.records import EvidenceRecord, JobRecord, job_from_row
 
 
@@ -25,6 +25,7 @@ class NewJob:
     inputs: Mapping[str, str]
     """SOP Instance UID → sha256 of the bytes to use."""
     destinations: tuple[str, ...]
+    priority: Priority = Priority.MEDIUM
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,10 @@ class JobJournal:
         ).fetchone()
         cursor = self._connection.execute(
             "INSERT INTO job (job_key, study_instance_uid, series_instance_uid, route, model, model_digest, state,"
-            " predecessor_job_id, created_at, last_instance_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " predecessor_job_id, created_at, last_instance_at, priority) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 new.job_key, new.study_instance_uid, new.series_instance_uid, new.route, new.model, new.model_digest,
-                JobState.SCHEDULED, predecessor["job_id"] if predecessor else None, now_s, last_instance_s,
+                JobState.SCHEDULED, predecessor["job_id"] if predecessor else None, now_s, last_instance_s, new.priority,
             ),
         )  # fmt: skip
         job_id = int(cursor.lastrowid or 0)
@@ -108,15 +109,15 @@ class JobJournal:
             record_step(self._connection, str(cursor.lastrowid), None, DeliveryState.PENDING, now_s=now_s)
 
     def claim(self, owner: str, *, now_s: float) -> JobRecord | None:
-        """Takes the next job for a worker and counts the attempt; None when nothing waits.
+        """Takes the next job for a worker, the urgent first, and counts the attempt; None when nothing waits.
 
         A job waits until the one that it supersedes has ended, so that reports come in the order of their predecessors.
         """
         with transaction(self._connection) as connection:
             row = connection.execute(
-                "SELECT * FROM job WHERE state IN ('SCHEDULED', 'IN PROGRESS') AND owner = '' AND not_before <= ? AND NOT EXISTS"
+                "SELECT * FROM job WHERE state IN ('SCHEDULED', 'IN PROGRESS') AND owner = '' AND not_before <= ? AND NOT EXISTS"  # noqa: S608 - words of our own
                 " (SELECT 1 FROM job p WHERE p.job_id = job.predecessor_job_id AND p.state IN ('SCHEDULED', 'IN PROGRESS'))"
-                " ORDER BY job_id LIMIT 1",
+                f" ORDER BY {by_urgency('priority')}, job_id LIMIT 1",
                 (now_s,),
             ).fetchone()
             if row is None:
@@ -257,6 +258,12 @@ class JobJournal:
                 raise UsageError(f"there is no job {job_id} → see `radnode job list --all`")
             if row["state"] != JobState.CANCELED:
                 raise UsageError(f"job {job_id} is {row['state']}; only a CANCELED job can be retried")
+            gone = connection.execute(
+                "SELECT count(*) FROM job_input n JOIN instance i USING (sop_instance_uid, sha256) WHERE n.job_id = ? AND i.purged_at IS NOT NULL",
+                (job_id,),
+            ).fetchone()[0]
+            if gone:
+                raise UsageError(f"{gone} images of job {job_id} were removed by retention → send its series again, then retry")
             record_step(connection, str(job_id), JobState.CANCELED, JobState.SCHEDULED, now_s=now_s, reason="asked by a person")
             connection.execute(
                 "UPDATE job SET state = ?, outcome = '', reason = '', run = run + 1, attempt = 0, not_before = 0, encoded_at = NULL,"

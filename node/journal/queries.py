@@ -2,9 +2,9 @@
 
 import sqlite3
 
-from node.domain.states import DeliveryState, JobState, SeriesState
+from node.domain.states import Confirmation, DeliveryState, JobState, SeriesState
 from node.errors import UsageError
-from node.journal.outbox import delivery_from_row
+from node.journal.outbox import DELIVERIES, delivery_from_row
 from node.journal.records import DeliveryRecord, JobRecord, SeriesRecord, TransitionRecord, job_from_row
 
 UNFINISHED_JOBS = (JobState.SCHEDULED, JobState.IN_PROGRESS)
@@ -36,8 +36,9 @@ def job_stages(connection: sqlite3.Connection, job_id: int) -> dict[str, float]:
 def list_series(connection: sqlite3.Connection, *, all: bool = False) -> tuple[SeriesRecord, ...]:
     """Answers the series that have no end yet or were declined; or all."""
     rows = connection.execute(
-        "SELECT s.*, (SELECT count(*) FROM instance i WHERE i.series_instance_uid = s.series_instance_uid AND i.revision = 0)"
-        " AS instances FROM series s WHERE ? OR state != ? ORDER BY updated_at",
+        "SELECT s.*, sum(i.revision = 0) AS instances, sum(i.revision > 0) AS changed, sum(i.revision = 0 AND i.purged_at IS NOT NULL)"
+        " AS purged FROM series s LEFT JOIN instance i USING (series_instance_uid) WHERE ? OR s.state != ?"
+        " GROUP BY s.series_instance_uid ORDER BY s.updated_at",
         (all, SeriesState.SELECTED),
     ).fetchall()
     return tuple(
@@ -46,19 +47,20 @@ def list_series(connection: sqlite3.Connection, *, all: bool = False) -> tuple[S
             study_instance_uid=row["study_instance_uid"],
             state=SeriesState(row["state"]),
             reason=row["reason"],
-            instances=row["instances"],
+            instances=row["instances"] or 0,
             updated_at=row["updated_at"],
+            changed=row["changed"] or 0,
+            purged=row["purged"] or 0,
         )
         for row in rows
     )
 
 
 def list_deliveries(connection: sqlite3.Connection, *, job_id: int | None = None, all: bool = False) -> tuple[DeliveryRecord, ...]:
-    """Answers the deliveries that are not stored yet, or all; of one job where given."""
+    """Answers the deliveries that are not stored, or not confirmed though they should be, or all; of one job where given."""
     rows = connection.execute(
-        "SELECT d.*, e.job_id, e.role, e.sop_class_uid, e.path FROM delivery d JOIN evidence e USING (sop_instance_uid)"
-        " WHERE (? OR d.state NOT IN (?, ?)) AND (? IS NULL OR e.job_id = ?) ORDER BY d.delivery_id",
-        (all, DeliveryState.STORED, DeliveryState.COMMITTED, job_id, job_id),
+        f"{DELIVERIES} WHERE (? OR d.state NOT IN (?, ?) OR d.confirmation IN (?, ?)) AND (? IS NULL OR e.job_id = ?) ORDER BY d.delivery_id",
+        (all, DeliveryState.STORED, DeliveryState.COMMITTED, Confirmation.AWAITED, Confirmation.MISSED, job_id, job_id),
     ).fetchall()
     return tuple(delivery_from_row(row) for row in rows)
 

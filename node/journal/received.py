@@ -25,13 +25,14 @@ class ReceivedJournal:
                 "SELECT sha256, series_instance_uid FROM instance WHERE sop_instance_uid = ?", (received.sop_instance_uid,)
             ).fetchall()
             if any(row["sha256"] == received.sha256 for row in known):
-                self._touch(received, association, now_s)
+                if not self._bring_back(received, association, now_s):
+                    self._touch(received, association, now_s)
                 return Recorded.IDENTICAL
             self._open_study(received.study_instance_uid, now_s)
             self._open_series(received, now_s)
             connection.execute(
                 "INSERT INTO instance VALUES (:sop_instance_uid, :revision, :sha256, :series_instance_uid, :study_instance_uid,"
-                " :sop_class_uid, :transfer_syntax_uid, :size_bytes, :calling_ae_title, :received_at)",
+                " :sop_class_uid, :transfer_syntax_uid, :size_bytes, :calling_ae_title, :received_at, NULL)",
                 {
                     "sop_instance_uid": received.sop_instance_uid,
                     # counted within the series: an archive that splits a study sends the same images under new series
@@ -48,6 +49,25 @@ class ReceivedJournal:
             )
             self._carry(received.study_instance_uid, association)
             return Recorded.CHANGED if known else Recorded.NEW
+
+    def _bring_back(self, received: ReceivedInstance, association: str, now_s: float) -> bool:
+        """Notes that the sender has brought back what retention had removed; answers whether the study is to be decided on again.
+
+        It is where the series was declined, maybe for want of these very bytes. What a job carries is no new work.
+        """
+        brought = self._connection.execute(
+            "UPDATE instance SET purged_at = NULL, received_at = ? WHERE sop_instance_uid = ? AND sha256 = ? AND purged_at IS NOT NULL",
+            (now_s, received.sop_instance_uid, received.sha256),
+        )
+        declined = self._connection.execute(
+            "SELECT 1 FROM series WHERE series_instance_uid = ? AND state = ?", (received.series_instance_uid, SeriesState.DECLINED)
+        ).fetchone()
+        if not brought.rowcount or declined is None:
+            return False
+        self._open_study(received.study_instance_uid, now_s)
+        self._open_series(received, now_s)
+        self._carry(received.study_instance_uid, association)
+        return True
 
     def _touch(self, received: ReceivedInstance, association: str, now_s: float) -> None:
         """A re-send of a study that is still gathering keeps it open; of a decided one it changes nothing."""
@@ -125,7 +145,7 @@ class ReceivedJournal:
     def instances_of_study(self, study_instance_uid: str) -> tuple[InstanceRecord, ...]:
         """Answers the first-kept bytes of every instance of a study, in order of arrival."""
         rows = self._connection.execute(
-            "SELECT sop_instance_uid, series_instance_uid, sop_class_uid, sha256 FROM instance"
+            "SELECT sop_instance_uid, series_instance_uid, sop_class_uid, sha256, purged_at FROM instance"
             " WHERE study_instance_uid = ? AND revision = 0 ORDER BY received_at, rowid",
             (study_instance_uid,),
         ).fetchall()

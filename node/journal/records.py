@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 
-from node.domain.states import DeliveryState, JobState, SeriesState, StudyState
+from node.domain.states import Confirmation, DeliveryState, JobState, Priority, SeriesState, StudyState
 
 
 class Recorded(Enum):
@@ -52,6 +52,10 @@ class SeriesRecord:
     reason: str
     instances: int
     updated_at: float
+    changed: int = 0
+    """How many instances came again with other bytes, which are kept beside the first and not used."""
+    purged: int = 0
+    """Of how many instances retention has removed the bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class InstanceRecord:
     series_instance_uid: str
     sop_class_uid: str
     sha256: str
+    purged_at: float | None = None
+    """When retention removed the bytes; None while they are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +95,13 @@ class JobRecord:
     created_at: float
     last_instance_at: float
     ended_at: float | None
+    priority: Priority
 
 
 def job_from_row(row: sqlite3.Row) -> JobRecord:
     """Answers a job out of a row of `job`."""
     values = {field.name: row[field.name] for field in fields(JobRecord)}
-    return JobRecord(**{**values, "state": JobState(row["state"])})
+    return JobRecord(**{**values, "state": JobState(row["state"]), "priority": Priority(row["priority"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,3 +144,11 @@ class DeliveryRecord:
     next_attempt_at: float
     reason: str
     stored_at: float | None
+    study_instance_uid: str
+    series_instance_uid: str
+    priority: Priority
+    unsure: bool
+    """The last attempt had no answer: the peer may have the object."""
+    confirmation: Confirmation | None
+    confirm_at: float | None
+    confirm_attempts: int

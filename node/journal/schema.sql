@@ -1,5 +1,6 @@
 -- The journal of a node: what was received, what became of it, what is on its way. Times are seconds since the epoch (UTC).
--- The allowed steps between states stand in node/domain/states.py; journal.py writes every step into `transition`.
+-- The allowed steps between states stand in node/domain/states.py; database.py writes every step into `transition`.
+-- Version 2. An older file is brought here by node/journal/migrations/, which adds columns at the end of a table: so does this file.
 
 CREATE TABLE study (
     study_instance_uid TEXT PRIMARY KEY,
@@ -29,10 +30,13 @@ CREATE TABLE instance (
     size_bytes          INTEGER NOT NULL,
     calling_ae_title    TEXT NOT NULL,
     received_at         REAL NOT NULL,
+    purged_at           REAL,                        -- its bytes were removed from the spool by retention; a re-send brings them back
     PRIMARY KEY (sop_instance_uid, sha256)
 ) STRICT;
 CREATE INDEX instance_of_series ON instance (series_instance_uid);
 CREATE INDEX instance_of_study ON instance (study_instance_uid);
+CREATE INDEX instance_bytes ON instance (sha256);
+CREATE INDEX instance_kept ON instance (study_instance_uid) WHERE purged_at IS NULL;
 
 CREATE TABLE open_association (                      -- associations that carried a study and have not ended
     association        TEXT NOT NULL,
@@ -61,7 +65,8 @@ CREATE TABLE job (
     predecessor_job_id  INTEGER REFERENCES job,
     created_at          REAL NOT NULL,
     last_instance_at    REAL NOT NULL,               -- of the inputs: turnaround counts from here
-    ended_at            REAL
+    ended_at            REAL,
+    priority            TEXT NOT NULL DEFAULT 'MEDIUM' -- HIGH, MEDIUM, LOW, as in the Priority of DIMSE (PS3.7 C.1.1)
 ) STRICT;
 CREATE INDEX job_waiting ON job (not_before) WHERE state IN ('SCHEDULED', 'IN PROGRESS');
 CREATE INDEX job_of_study ON job (study_instance_uid);
@@ -95,10 +100,12 @@ CREATE TABLE evidence (                              -- every object we ever mad
     series_instance_uid TEXT NOT NULL,
     path                TEXT NOT NULL,
     sha256              TEXT NOT NULL,               -- of the file
-    size_bytes          INTEGER NOT NULL
+    size_bytes          INTEGER NOT NULL,
+    purged_at           REAL                         -- its file was removed by retention; the archive has it
 ) STRICT;
 CREATE INDEX evidence_of_job ON evidence (job_id);
 CREATE INDEX evidence_series ON evidence (series_instance_uid);
+CREATE INDEX evidence_kept ON evidence (job_id) WHERE purged_at IS NULL;
 
 CREATE TABLE delivery (
     delivery_id      INTEGER PRIMARY KEY,
@@ -110,9 +117,36 @@ CREATE TABLE delivery (
     next_attempt_at  REAL NOT NULL,
     reason           TEXT NOT NULL DEFAULT '',
     stored_at        REAL,
+    unsure           INTEGER NOT NULL DEFAULT 0,     -- 1: the last attempt had no answer, the peer may have the object: ask before sending again
+    confirmation     TEXT NOT NULL DEFAULT '',       -- of a stored object: AWAITED, GIVEN, WAIVED (not asked for, or not to be had), MISSED
+    confirm_at       REAL,                           -- when the archive is asked next whether it keeps the object
+    confirm_attempts INTEGER NOT NULL DEFAULT 0,
     UNIQUE (sop_instance_uid, destination)
 ) STRICT;
 CREATE INDEX delivery_due ON delivery (destination, next_attempt_at) WHERE state = 'PENDING';
+CREATE INDEX delivery_unconfirmed ON delivery (destination, confirm_at) WHERE confirmation = 'AWAITED';
+
+CREATE TABLE destination (                           -- destinations that cannot be reached: an outage costs no delivery an attempt
+    destination     TEXT PRIMARY KEY,
+    failures        INTEGER NOT NULL,                -- in a row
+    down_since      REAL NOT NULL,
+    next_attempt_at REAL NOT NULL,
+    reason          TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE commitment (                            -- requests for storage commitment (PS3.4 Annex J); a late report still counts
+    transaction_uid TEXT PRIMARY KEY,
+    destination     TEXT NOT NULL,
+    requested_at    REAL NOT NULL,
+    reported_at     REAL
+) STRICT;
+
+CREATE TABLE commitment_item (
+    transaction_uid  TEXT NOT NULL REFERENCES commitment,
+    delivery_id      INTEGER NOT NULL REFERENCES delivery,
+    PRIMARY KEY (transaction_uid, delivery_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX commitment_of_delivery ON commitment_item (delivery_id);
 
 CREATE TABLE transition (                            -- append-only history of every step
     at        REAL NOT NULL,

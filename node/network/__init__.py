@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 import struct
 from enum import Enum, IntEnum
 from typing import Final
@@ -13,6 +14,10 @@ IMPLEMENTATION_VERSION_NAME: Final = f"RADNODE_{__version__.replace('.', '_')}"[
 
 APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
 VERIFICATION: Final = "1.2.840.10008.1.1"
+STORAGE_COMMITMENT: Final = "1.2.840.10008.1.20.1"
+"""Storage Commitment Push Model (PS3.4 Annex J)."""
+STORAGE_COMMITMENT_INSTANCE: Final = "1.2.840.10008.1.20.1.1"
+"""The well-known SOP instance of the Storage Commitment Push Model (PS3.4 J.3.5)."""
 
 NATIVE_TRANSFER_SYNTAXES: Final = (
     "1.2.840.10008.1.2.1",  # Explicit VR Little Endian
@@ -65,6 +70,12 @@ class CommandField(IntEnum):
     C_STORE_RSP = 0x8001
     C_ECHO_RQ = 0x0030
     C_ECHO_RSP = 0x8030
+    C_FIND_RQ = 0x0020
+    C_FIND_RSP = 0x8020
+    N_EVENT_REPORT_RQ = 0x0100
+    N_EVENT_REPORT_RSP = 0x8100
+    N_ACTION_RQ = 0x0130
+    N_ACTION_RSP = 0x8130
     C_CANCEL_RQ = 0x0FFF
     RESPONSE = 0x8000
     """Set in every response."""
@@ -75,6 +86,7 @@ class CommandElement(IntEnum):
 
     GROUP_LENGTH = 0x0000
     AFFECTED_SOP_CLASS_UID = 0x0002
+    REQUESTED_SOP_CLASS_UID = 0x0003
     COMMAND_FIELD = 0x0100
     MESSAGE_ID = 0x0110
     MESSAGE_ID_RESPONDED_TO = 0x0120
@@ -83,6 +95,9 @@ class CommandElement(IntEnum):
     STATUS = 0x0900
     ERROR_COMMENT = 0x0902
     AFFECTED_SOP_INSTANCE_UID = 0x1000
+    REQUESTED_SOP_INSTANCE_UID = 0x1001
+    EVENT_TYPE_ID = 0x1002
+    ACTION_TYPE_ID = 0x1008
 
 
 class GeneralStatus(IntEnum):
@@ -90,6 +105,9 @@ class GeneralStatus(IntEnum):
 
     PROCESSING_FAILURE = 0x0110
     DUPLICATE_SOP_INSTANCE = 0x0111
+    NO_SUCH_EVENT_TYPE = 0x0113
+    INVALID_ARGUMENT_VALUE = 0x0115
+    NO_SUCH_SOP_CLASS = 0x0118
     UNRECOGNIZED_OPERATION = 0x0211
 
 
@@ -97,26 +115,33 @@ NO_DATA_SET: Final = 0x0101
 """Data Set Type of a command that no data set follows (PS3.7 E.1); every other value says that one does."""
 DATA_SET_FOLLOWS: Final = 0x0001
 
+SHORTEST_WAIT_S: Final = 0.001
+"""A timeout of nothing would mean not to wait at all, which is another mode of a socket."""
+
 COMMAND_FRAGMENT: Final = 1
 LAST_FRAGMENT: Final = 2
 """Bits of the message control header (PS3.8 E.2)."""
 
 
 def prepare_socket(link: socket.socket, timeout_s: float) -> None:
-    """Sets what an association needs: no waiting for full packets, no waiting for ever, notice of a dead peer.
-
-    The timeouts are the kernel's, not Python's: a call that waits is then one system call, and not two.
-    """
-    link.settimeout(None)
+    """Sets what an association needs: no waiting for full packets, no waiting for ever, notice of a dead peer."""
     link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     limit_waits(link, timeout_s)
 
 
 def limit_waits(link: socket.socket, timeout_s: float) -> None:
-    """Makes a call that receives or sends nothing for this long raise BlockingIOError."""
+    """Makes a call that receives or sends nothing for this long raise BlockingIOError, or TimeoutError over TLS.
+
+    Without TLS the timeouts are the kernel's, not Python's: a call that waits is then one system call, and not two. Over TLS
+    they must be Python's: `ssl` takes the kernel's for a call that is to be made again, and would do so for ever.
+    """
+    if isinstance(link, ssl.SSLSocket):
+        link.settimeout(max(SHORTEST_WAIT_S, timeout_s))
+        return
     whole_s = int(timeout_s)
     limit = struct.pack("@ll", whole_s, max(1, int((timeout_s - whole_s) * 1e6)))
+    link.settimeout(None)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
@@ -132,6 +157,9 @@ def acknowledge_at_once(link: socket.socket) -> None:
 
 
 def hang_up(link: socket.socket, how: int = socket.SHUT_RDWR) -> None:
-    """Ends a connection from another thread: whoever waits on it wakes up."""
+    """Ends a connection from another thread: whoever waits on it wakes up.
+
+    That of TLS is ended below TLS: `SSLSocket.shutdown` drops the layer, and its reader would take ciphertext for what was said.
+    """
     with contextlib.suppress(OSError):  # it may be closed already
-        link.shutdown(how)
+        socket.socket.shutdown(link, how)

@@ -2,20 +2,27 @@
 
 import contextlib
 import socket
+import ssl
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from node.network import LAST_FRAGMENT, PduType, acknowledge_at_once, limit_waits, prepare_socket
+from node.network.tls import words_of_tls
 
 PDU_HEAD_BYTES: Final = 6
 PDV_HEAD_BYTES: Final = 6
 SMALLEST_BUFFER_BYTES: Final = 1 << 16
 
-MALFORMED_PDU: Final = (
-    ValueError, TypeError, LookupError, AttributeError, NotImplementedError, AssertionError, RuntimeError, struct.error,
-)  # fmt: skip
-"""What pynetdicom's codecs raise when they meet what is no PDU."""
+SLOWEST_BYTES_PER_S: Final = 1024
+"""A PDU that arrives more slowly than this, when it has had the time of one silence besides, is given up."""
+
+FIRST_PIECE_BYTES: Final = 1 << 20
+"""What is announced is not believed: the buffer grows beyond this as the bytes arrive."""
+
+LAST_WORD_S: Final = 2.0
+"""How long an A-ABORT waits for a peer that does not read."""
 
 
 class LinkBroken(Exception):
@@ -23,11 +30,18 @@ class LinkBroken(Exception):
 
 
 class Link:
-    """A connection to a peer. It is closed when a call has raised LinkBroken."""
+    """A connection to a peer, plain or TLS. It is closed when a call has raised LinkBroken.
+
+    No wait is without end: the peer may be silent for `timeout_s`; a PDU that has begun must be whole in that time and as much
+    more as its length takes at SLOWEST_BYTES_PER_S; and nothing is waited for beyond `deadline_s`, where that is set.
+    """
 
     def __init__(self, connection: socket.socket, *, timeout_s: float, longest_pdu_bytes: int) -> None:
         self._socket = connection
-        self._longest_pdu_bytes = longest_pdu_bytes
+        self._timeout_s = timeout_s
+        self.longest_pdu_bytes = longest_pdu_bytes
+        self.deadline_s: float | None = None
+        """On the monotonic clock: when whatever is under way must have ended."""
         self._buffer = bytearray(SMALLEST_BUFFER_BYTES)
         self._start = self._end = 0
         self.is_open = True
@@ -40,7 +54,42 @@ class Link:
 
     def limit_waits(self, timeout_s: float) -> None:
         """Sets how long the peer may be silent."""
+        self._timeout_s = timeout_s
         limit_waits(self._socket, timeout_s)
+
+    def shake_hands(self) -> None:
+        """Agrees with the peer on keys, where the connection is TLS.
+
+        Raises
+        ------
+        LinkBroken
+            When they do not come to terms; the connection is left for the caller to close, so that the alert arrives.
+        """
+        if not isinstance(self._socket, ssl.SSLSocket):
+            return
+        try:
+            self._limit_wait(None)
+            self._socket.do_handshake()
+        except OSError as error:
+            raise LinkBroken(f"does not come to terms on TLS: {words_of(error)}") from error
+        limit_waits(self._socket, self._timeout_s)
+
+    def has_more(self, timeout_s: float) -> bool:
+        """Waits for a first byte of the next PDU; answers whether there is one. Silence is no fault here."""
+        if self._end > self._start:
+            return True
+        self._start = self._end = 0
+        limit_waits(self._socket, timeout_s)
+        try:
+            self._receive()
+        except (TimeoutError, BlockingIOError):
+            return False
+        except OSError as error:
+            raise self.broken(f"does not answer: {words_of(error)}") from error
+        finally:
+            if self.is_open:
+                limit_waits(self._socket, self._timeout_s)
+        return True
 
     def receive_pdu(self) -> tuple[int, memoryview]:
         """Answers kind and body of the next PDU; the body is valid until the next call.
@@ -48,34 +97,64 @@ class Link:
         Raises
         ------
         LinkBroken
-            When the peer closes, is silent for too long, or sends a PDU of a length that nobody means.
+            When the peer closes, is silent or slow for too long, or sends a PDU of a length that nobody means.
         """
-        self._fill(PDU_HEAD_BYTES)
+        if self._end == self._start:
+            self._start = self._end = 0
+            self._fill(1, None)
+        begun_s = time.monotonic()
+        self._fill(PDU_HEAD_BYTES, begun_s + self._timeout_s)
         kind, _reserved, length = struct.unpack_from(">BBI", self._buffer, self._start)
-        if length > self._longest_pdu_bytes:
+        if length > self.longest_pdu_bytes:
             raise self.broken("does not speak DICOM")
-        self._fill(PDU_HEAD_BYTES + length)
+        self._fill(PDU_HEAD_BYTES + length, begun_s + self._timeout_s + length / SLOWEST_BYTES_PER_S)
         body = memoryview(self._buffer)[self._start + PDU_HEAD_BYTES : self._start + PDU_HEAD_BYTES + length]
         self._start += PDU_HEAD_BYTES + length
         return kind, body
 
-    def _fill(self, wanted: int) -> None:
-        """Receives until `wanted` bytes lie in the buffer, or more if they are there already."""
-        if self._start + wanted > len(self._buffer):
-            rest = self._buffer[self._start : self._end]
-            if wanted > len(self._buffer):
-                self._buffer = bytearray(wanted * 2)  # views of the old one stay valid
-            self._buffer[: len(rest)] = rest
-            self._start, self._end = 0, len(rest)
+    def _fill(self, wanted: int, until_s: float | None) -> None:
+        """Receives until `wanted` bytes lie in the buffer, or more if they are there already; no longer than `until_s`."""
         while self._end - self._start < wanted:
+            self._make_room(wanted)
+            shortened = self._limit_wait(until_s)
             acknowledge_at_once(self._socket)
             try:
-                received = self._socket.recv_into(memoryview(self._buffer)[self._end :])
+                self._receive()
             except OSError as error:
                 raise self.broken(f"does not answer: {words_of(error)}") from error
-            if not received:
-                raise self.broken("closed the connection")
-            self._end += received
+            if shortened:
+                limit_waits(self._socket, self._timeout_s)
+
+    def _receive(self) -> None:
+        received = self._socket.recv_into(memoryview(self._buffer)[self._end :])
+        if not received:
+            raise self.broken("closed the connection")
+        self._end += received
+
+    def _make_room(self, wanted: int) -> None:
+        """Makes room behind what is held, for `wanted` bytes or for a part of them; views of an older buffer stay valid."""
+        held = self._end - self._start
+        if self._start + wanted <= len(self._buffer) or (self._start == 0 and held < len(self._buffer)):
+            return
+        rest = self._buffer[self._start : self._end]
+        size = min(2 * wanted, wanted + FIRST_PIECE_BYTES, max(FIRST_PIECE_BYTES, 2 * held))  # two PDUs, so that few are moved
+        if size > len(self._buffer):
+            self._buffer = bytearray(size)
+        self._buffer[:held] = rest
+        self._start, self._end = 0, held
+
+    def _limit_wait(self, until_s: float | None) -> bool:
+        """Shortens the next wait where less time is left than a silence may take; answers whether it did."""
+        ends_s = min((end_s for end_s in (until_s, self.deadline_s) if end_s is not None), default=None)
+        if ends_s is None:
+            return False
+        left_s = ends_s - time.monotonic()
+        if left_s >= self._timeout_s:
+            return False
+        if left_s <= 0:
+            raise self.broken("does not answer: it is too slow")
+        limit_waits(self._socket, left_s)
+        return True
 
     def fragments_in(self, body: memoryview) -> Iterator[tuple[int, int, memoryview]]:
         """Answers context ID, control bits and bytes of every fragment in the body of a P-DATA PDU."""
@@ -119,11 +198,16 @@ class Link:
         """Sends A-ABORT, if the peer still listens, and closes."""
         if self.is_open:
             with contextlib.suppress(LinkBroken):
+                limit_waits(self._socket, min(self._timeout_s, LAST_WORD_S))
                 self.send(pdu(PduType.ABORT, bytes([0, 0, source, reason])))
         self.close()
 
     def close(self) -> None:
         """Closes the connection."""
+        if self.is_open and isinstance(self._socket, ssl.SSLSocket):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: the handshake never began
+                self._socket.settimeout(0)
+                self._socket.unwrap()  # says that nothing follows (close_notify), and does not wait for the same
         self.is_open = False
         self._socket.close()
 
@@ -133,10 +217,12 @@ def pdu(kind: PduType, body: bytes) -> bytes:
     return struct.pack(">BBI", kind, 0, len(body)) + body
 
 
-def words_of(error: OSError | UnicodeError) -> str:
+def words_of(error: Exception) -> str:
     """Answers an error of the network in a few words."""
     if isinstance(error, TimeoutError | BlockingIOError):
         return "no answer in time"
     if isinstance(error, UnicodeError):
         return "no such host name"
-    return error.strerror or type(error).__name__
+    if isinstance(error, ssl.SSLError):
+        return words_of_tls(error)
+    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from node.journal import DeliveryRecord, JobRecord, SeriesRecord, open_database
 from node.journal.queries import list_deliveries, list_jobs, list_series
@@ -26,6 +26,10 @@ models_dir = "{models_dir}"
 host = "127.0.0.1"
 port = 0
 refuse_below_free_gib = 0.0
+durability = "power-loss"
+
+[retention]
+purge_below_free_gib = 0.0
 
 [study_complete]
 quiet_s = {quiet_s}
@@ -144,22 +148,28 @@ class RunningNode:
 
         return wait_for(ready, timeout_s, f"{count} jobs {state}", self.log)
 
-    def wait_for_deliveries(self, count: int, state: str = "STORED", timeout_s: float = 60) -> tuple[DeliveryRecord, ...]:
-        """Waits until `count` deliveries are in a state."""
+    def wait_for_deliveries(self, count: int, *states: str, timeout_s: float = 60) -> tuple[DeliveryRecord, ...]:
+        """Waits until `count` deliveries are in one of some states: by default, until the destination has them."""
+        wanted = states or ("STORED", "COMMITTED")
 
         def ready() -> tuple[DeliveryRecord, ...] | None:
-            found = tuple(delivery for delivery in self.deliveries() if delivery.state == state)
+            found = tuple(delivery for delivery in self.deliveries() if delivery.state in wanted)
             return found if len(found) >= count else None
 
-        return wait_for(ready, timeout_s, f"{count} deliveries {state}", self.log)
+        return wait_for(ready, timeout_s, f"{count} deliveries {' or '.join(wanted)}", self.log)
+
+
+def configuration(*, durability: str = "power-loss", **settings: object) -> str:
+    """Answers CONFIG with settings filled in; `models_dir` and `model` must be among them."""
+    defaults: dict[str, object] = {"quiet_s": 1.0, "archive_ae_title": "ARCHIVE", "archive_port": 104}
+    return CONFIG.format(**{**defaults, **settings}).replace('"power-loss"', f'"{durability}"')
 
 
 @contextmanager
-def running_node(folder: Path, **settings: object) -> Iterator[RunningNode]:
+def running_node(folder: Path, **settings: Any) -> Iterator[RunningNode]:
     """A node with CONFIG, started; stopped at the end whatever happens."""
     folder.mkdir(parents=True, exist_ok=True)
-    defaults: dict[str, object] = {"quiet_s": 1.0, "archive_ae_title": "ARCHIVE", "archive_port": 104}
-    (folder / "node.toml").write_text(CONFIG.format(**{**defaults, **settings}))
+    (folder / "node.toml").write_text(configuration(**settings), encoding="utf-8")
     node = RunningNode(folder)
     node.start()
     try:

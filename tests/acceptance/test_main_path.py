@@ -56,7 +56,9 @@ def settled(node: RunningNode, archive: OrthancPeer, seconds: float = 3.0) -> di
     """What the archive holds after everything has been quiet for a while."""
 
     def quiet() -> bool:
-        return all(job.state in {"COMPLETED", "CANCELED"} for job in node.jobs()) and all(d.state == "STORED" for d in node.deliveries())
+        return all(job.state in {"COMPLETED", "CANCELED"} for job in node.jobs()) and all(
+            d.state in {"STORED", "COMMITTED"} for d in node.deliveries()
+        )
 
     wait_for(quiet, 90, "quiet", node.log)
     time.sleep(seconds)

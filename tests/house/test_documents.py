@@ -12,7 +12,15 @@ from node.cli import build_parser
 from node.domain.states import TRANSITIONS
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md", "models/CARD.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "ARCHITECTURE.md",
+    "models/CARD.md",
+    "docs/how-to/disk-and-journal.md",
+    "docs/explanation/promises.md",
+    "docs/explanation/limits.md",
+)
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 

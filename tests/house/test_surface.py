@@ -9,8 +9,9 @@ import node
 
 SURFACES = {
     "node.cli": {"build_parser", "main"},
+    "node.evidence.gate": {"Fault", "Severity", "examine_object", "examine_set"},
     "node.journal": {
-        "DeliveryRecord", "EvidenceRecord", "InstanceRecord", "JobEnd", "JobJournal", "JobRecord", "JournalUnusable", "NewJob",
+        "CommitmentJournal", "DeliveryRecord", "EvidenceRecord", "InstanceRecord", "JobEnd", "JobJournal", "JobRecord", "JournalUnusable", "NewJob",
         "OutboxJournal", "ReceivedInstance", "ReceivedJournal", "Recorded", "SeriesRecord", "StudyRecord", "TransitionRecord",
         "journal_path", "open_database", "transaction",
     },

@@ -7,42 +7,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydicom import dcmread
 from pynetdicom import AE, evt
 
 from node.archive import StoredInstance, serving_archive
-from node.config import Config
-from node.delivery import outbox as courier_module
-from node.delivery.outbox import Courier, Destination, run_courier
-from node.delivery.store_scu import read_part10
-from node.delivery.upper_layer import Peer, Timeouts
-from node.domain.delivery import RetryPolicy
-from node.domain.states import DeliveryState, JobState, Outcome
-from node.journal import (
-    DeliveryRecord,
-    EvidenceRecord,
-    JobEnd,
-    JobJournal,
-    NewJob,
-    OutboxJournal,
-    ReceivedInstance,
-    ReceivedJournal,
-    open_database,
-    transaction,
-)
+from node.delivery import courier as courier_module
+from node.delivery import outbox as outbox_module
+from node.delivery.outbox import Courier, Destination
+from node.delivery.upper_layer import Peer
+from node.domain.delivery import Outage, RetryPolicy
+from node.domain.states import DeliveryState
+from node.journal import DeliveryRecord, OutboxJournal, open_database
 from node.journal.queries import list_deliveries, transitions_of
 from tests.factories import SyntheticSeries, make_ct_series
+from tests.integration.delivery_kit import QUICK, deliveries, delivering, peer, queue, scripted_archive, states
 from tests.integration.intake_kit import config_for, data_set_of
 from tests.peers import HOST, free_port, orthanc, wait_until
-
-QUICK = Timeouts(connect_s=2, answer_s=3)
-IMPATIENT = {"first_s": 0.2, "max_s": 0.4, "give_up_h": 1.0}
 
 
 @pytest.fixture
@@ -50,72 +33,12 @@ def ct(tmp_path: Path) -> SyntheticSeries:
     return make_ct_series(tmp_path / "ct", slices=4)
 
 
-def queue(state_dir: Path, paths: Sequence[Path], destinations: Sequence[str], key: str = "key") -> None:
-    """Puts files into the journal as the results of a job: the first is its SEG, the others are SRs."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    connection = open_database(state_dir)
-    received = ReceivedInstance("1.2.3.1", "1.2.3", "1.2", "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1", "a" * 64, 9, "PACS")
-    ReceivedJournal(connection).record_instance(received, association="a", now_s=1)
-    jobs = JobJournal(connection)
-    with transaction(connection):
-        jobs.open_job(
-            NewJob(key, "1.2", "1.2.3", "route", "model", "d", {"1.2.3.1": "a" * 64}, tuple(destinations)), last_instance_s=1, now_s=2
-        )
-    job = jobs.claim("worker", now_s=3)
-    assert job is not None
-    evidence = []
-    for number, path in enumerate(paths):
-        file = read_part10(path)
-        series = str(dcmread(path, stop_before_pixels=True).SeriesInstanceUID)
-        evidence.append(
-            EvidenceRecord(file.sop_instance_uid, "sr" if number else "seg", file.sop_class_uid, series, path, "s", path.stat().st_size)
-        )
-    assert jobs.end(job, JobEnd(JobState.COMPLETED, Outcome.FOUND, "", tuple(evidence), {}), now_s=4)
-    connection.close()
-
-
-def deliveries(state_dir: Path) -> tuple[DeliveryRecord, ...]:
+def outage_of(state_dir: Path, destination: str) -> Outage | None:
     connection = open_database(state_dir)
     try:
-        return list_deliveries(connection, all=True)
+        return OutboxJournal(connection).outage(destination)
     finally:
         connection.close()
-
-
-def states(state_dir: Path, destination: str) -> set[str]:
-    return {str(one.state) for one in deliveries(state_dir) if one.destination == destination}
-
-
-def peer(port: int, title: str = "ARCHIVE", **retry: float) -> dict[str, Any]:
-    return {"ae_title": title, "host": HOST, "port": port, "retry": {**IMPATIENT, **retry}}
-
-
-@contextmanager
-def delivering(config: Config) -> Iterator[None]:
-    """Runs the courier while the block runs."""
-    stop = threading.Event()
-    thread = threading.Thread(target=run_courier, args=(config, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(6)
-        assert not thread.is_alive(), "the courier does not stop"
-
-
-@contextmanager
-def scripted_archive(answer: Callable[[str], int]) -> Iterator[int]:
-    """An SCP that answers by SOP Instance UID; gives its port."""
-    entity = AE("ARCHIVE")
-    entity.add_supported_context("1.2.840.10008.5.1.4.1.1.2")
-    handler = (evt.EVT_C_STORE, lambda event: answer(str(event.request.AffectedSOPInstanceUID)))
-    server = entity.start_server((HOST, 0), block=False, evt_handlers=[handler])
-    assert server is not None
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
 
 
 def test_results_reach_every_destination_as_they_lie_on_the_disk(tmp_path: Path, ct: SyntheticSeries) -> None:
@@ -142,13 +65,14 @@ def test_a_dead_destination_is_tried_again_while_another_gets_its_results(tmp_pa
         queue(tmp_path / "state", ct.paths, ["alive", "dead"])
         with delivering(config):
             wait_until(lambda: states(tmp_path / "state", "alive") == {"STORED"}, "delivery to the one that lives", 10)
-            wait_until(lambda: min(d.attempts for d in deliveries(tmp_path / "state") if d.destination == "dead") >= 2, "attempts")
+            outage = wait_until(lambda: (found := outage_of(tmp_path / "state", "dead")) and found.failures >= 2 and found, "attempts")
             dead = [one for one in deliveries(tmp_path / "state") if one.destination == "dead"]
-            assert {one.state for one in dead} == {DeliveryState.PENDING}
-            assert all("cannot be reached" in one.reason for one in dead)
+            assert {(one.state, one.attempts) for one in dead} == {(DeliveryState.PENDING, 0)}, "an outage costs no attempt"
+            assert "cannot be reached" in outage.reason
             with serving_archive(tmp_path / "dead", ae_title="ARCHIVE", port=dead_port):
                 wait_until(lambda: states(tmp_path / "state", "dead") == {"STORED"}, "delivery after the outage", 15)
     assert len(list((tmp_path / "dead").glob("*/*/*.dcm"))) == 4
+    assert outage_of(tmp_path / "state", "dead") is None
 
 
 def test_an_archive_that_holds_the_line_delays_nobody_else(tmp_path: Path, ct: SyntheticSeries) -> None:
@@ -257,7 +181,7 @@ def test_more_results_than_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_journal_that_cannot_be_read_for_a_while_ends_no_courier(
     tmp_path: Path, ct: SyntheticSeries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier_module, "PAUSE_AFTER_SURPRISE_S", 0.2)
+    monkeypatch.setattr(outbox_module, "PAUSE_AFTER_SURPRISE_S", 0.2)
     queue(tmp_path / "state", ct.paths, ["archive"])
     failures = iter([sqlite3.OperationalError("disk I/O error")] * 2)
     due = OutboxJournal.due
@@ -287,7 +211,7 @@ class FailingCommits(sqlite3.Connection):
 def test_a_commit_that_fails_leaves_no_lock_behind_and_is_made_good(
     tmp_path: Path, ct: SyntheticSeries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(courier_module, "PAUSE_AFTER_SURPRISE_S", 0.2)
+    monkeypatch.setattr(outbox_module, "PAUSE_AFTER_SURPRISE_S", 0.2)
     monkeypatch.setattr("node.journal.database.BUSY_TIMEOUT_S", 1.0)
     queue(tmp_path / "state", ct.paths, ["archive"])
     monkeypatch.setattr(sqlite3, "connect", functools.partial(sqlite3.connect, factory=FailingCommits))
@@ -300,7 +224,7 @@ def test_a_commit_that_fails_leaves_no_lock_behind_and_is_made_good(
         wait_until(lambda: states(tmp_path / "state", "archive") == {"STORED"}, "delivery")
     assert FailingCommits.failures == 0
     assert set(names) == set(ct.sop_instance_uids)
-    assert len(names) == 7, "three were stored and not noted: sent again, the same bytes under the same UID"
+    assert 4 <= len(names) <= 7, "up to three were stored and not noted: sent again, the same bytes under the same UID"
 
 
 def test_an_attempt_is_counted_before_it_is_made(tmp_path: Path, ct: SyntheticSeries) -> None:
@@ -325,6 +249,7 @@ COURIER = """
 import sys, threading
 from pathlib import Path
 from node.delivery.outbox import run_courier
+from tests.integration.delivery_kit import QUICK, deliveries, delivering, peer, queue, scripted_archive, states
 from tests.integration.intake_kit import config_for
 retry = {"first_s": 0.2, "max_s": 0.4, "give_up_h": 1.0}
 peers = {"archive": {"ae_title": "ARCHIVE", "host": "127.0.0.1", "port": int(sys.argv[2]), "retry": retry}}
@@ -372,7 +297,7 @@ def test_orthanc_goes_away_and_comes_back(tmp_path: Path, ct: SyntheticSeries) -
         archive.pause()
         queue(tmp_path / "state", ct.paths, ["orthanc"])
         with delivering(config_for(tmp_path / "state", peers={"orthanc": peer(archive.dicom_port, archive.ae_title)})):
-            wait_until(lambda: all(one.attempts for one in deliveries(tmp_path / "state")), "an attempt")
+            wait_until(lambda: outage_of(tmp_path / "state", "orthanc"), "an attempt")
             archive.resume()
-            wait_until(lambda: states(tmp_path / "state", "orthanc") == {"STORED"}, "delivery")
+            wait_until(lambda: states(tmp_path / "state", "orthanc") <= {"STORED", "COMMITTED"}, "delivery")
         assert archive.sop_instance_uids() == set(ct.sop_instance_uids)

@@ -119,7 +119,7 @@ deliver_to = ["b"]
         'node.toml:7: listener.port: must be a whole number, not "104"',
         "node.toml:11: peers.a.port: is 70000, must be 65535 or less",
         "node.toml:14: routes.0.when.Modalty: 'Modalty' is no DICOM keyword; did you mean 'Modality'?",
-        "node.toml:16: routes.0.sendto: unknown key; keys here: name, when, model, deliver_to",
+        "node.toml:16: routes.0.sendto: unknown key; keys here: name, when, model, deliver_to, priority",
         "node.toml:17: routes.0.deliver_to.0: there is no peer 'b' → add a section [peers.b], or name one of: a",
     ]
 
@@ -232,7 +232,7 @@ def test_node_toml_names_every_key_and_its_default() -> None:
 
     for section in (
         config.NodeSection, config.ListenerSection, config.StudyCompleteSection, config.PeerSection, config.RouteSection,
-        config.WorkerSection, config.LogSection, config.RetrySection,
+        config.WorkerSection, config.LogSection, config.RetrySection, config.RetentionSection, config.BackupSection, config.TlsSection,
     ):  # fmt: skip
         for key in section.model_fields:
             assert re.search(rf"\b{key}\b( =|\])", text), f"{section.__name__}.{key} is absent from configs/node.toml"
@@ -242,6 +242,7 @@ def test_node_toml_names_every_key_and_its_default() -> None:
     assert told.study_complete == config.StudyCompleteSection()
     assert told.worker == config.WorkerSection()
     assert told.log == config.LogSection()
+    assert (told.retention, told.backup) == (config.RetentionSection(), config.BackupSection())
     assert told.peers["pacs"].retry == config.RetrySection()
 
 
