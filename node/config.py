@@ -150,6 +150,7 @@ class PeerSection(Section):
     confirm: Literal["auto", "commitment", "query", "none"] = "auto"
     tls: bool = False
     tls_verify_host: bool = True
+    deflate: bool = False
     retry: RetrySection = RetrySection()
 
 

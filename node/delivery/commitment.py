@@ -150,7 +150,7 @@ class Confirmer:
         transaction_uid = f"2.25.{uuid.uuid4().int}"
         self._journal.open_request(transaction_uid, self._destination.name, self._times(asked), now_s=now_s)
         _take_out(awaited, asked)
-        references = [(one.delivery.sop_class_uid, one.delivery.sop_instance_uid) for one in asked]
+        references = [one.delivery.archived_as for one in asked]
         data_set = encode_commitment_request(transaction_uid, references)
         try:
             association.send_message(association.accepted[COMMITMENT_CONTEXT], _commitment_request(), data_set)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
+from pydicom.uid import UID
 
 from node.delivery.destination import Destination, facts_of
 from node.delivery.query import FIND_CONTEXT
-from node.delivery.store_scu import Part10File, StoreScu, contexts_for, read_part10
+from node.delivery.store_scu import Part10File, StoreScu, contexts_for_results, read_part10
 from node.delivery.upper_layer import MAX_CONTEXTS
 from node.domain.delivery import GiveUp, Outage, RetryAt, backoff_s, decide_outage, decide_retry, end_of_patience
 from node.errors import DeliveryError, PeerUnreachable, StoreRefused
@@ -73,7 +74,7 @@ class Courier:
             except StoreRefused as error:
                 refuse(self._outbox, delivery, str(error), self._clock())
                 continue
-            if len(contexts_for([*(file for _, file in found), file])) >= MAX_CONTEXTS:  # one is left for queries
+            if len(contexts_for_results([*(file for _, file in found), file], deflate=True)) >= MAX_CONTEXTS:  # one is left for queries
                 break
             found.append((delivery, file))
         return found
@@ -96,7 +97,7 @@ class Courier:
         A rejection counts as outage too, also a permanent one: that the archive does not know our AE title is corrected by a person,
         and no result is lost meanwhile.
         """
-        contexts = contexts_for(file for _, file in sendable)
+        contexts = contexts_for_results((file for _, file in sendable), deflate=self._destination.deflate)
         if any(delivery.unsure for delivery, _ in sendable):
             contexts += (FIND_CONTEXT,)
         try:
@@ -127,7 +128,8 @@ class Courier:
         if delivery.unsure and self._needs_no_attempt(scu, delivery):
             return
         started_s = self._clock()
-        attempts, first_attempt_s = self._outbox.begin_attempt(delivery.delivery_id, started_s)
+        sent_as = scu.sent_as(file)
+        attempts, first_attempt_s = self._outbox.begin_attempt(delivery.delivery_id, started_s, sent_as)
         try:
             note = scu.store(file, delivery.priority)
         except PeerUnreachable as error:
@@ -137,7 +139,7 @@ class Courier:
             self._outbox.clear_doubt(delivery.delivery_id)
             self._fail(delivery, error, attempts, first_attempt_s)
             return
-        self._mark_stored(delivery, note, attempts)
+        self._mark_stored(delivery, "; ".join(part for part in (note, _in_class(sent_as)) if part), attempts)
 
     def _needs_no_attempt(self, scu: StoreScu, delivery: DeliveryRecord) -> bool:
         """Asks about an object whose last attempt had no answer; answers whether that was all for now."""
@@ -183,6 +185,10 @@ class Courier:
     def _give_up(self, delivery: DeliveryRecord, ended: GiveUp, last: str, now_s: float) -> None:
         self._outbox.give_up(delivery.delivery_id, now_s=now_s, reason=f"{ended.reason}; last: {last}")
         log.error("delivery.given_up", **facts_of(delivery), attempts=delivery.attempts, reason=last)
+
+
+def _in_class(sent_as: str) -> str:
+    return f"sent as {UID(sent_as).name}: it takes no richer class" if sent_as else ""
 
 
 def refuse(outbox: OutboxJournal, delivery: DeliveryRecord, reason: str, now_s: float) -> None:

@@ -21,6 +21,8 @@ class Destination:
     timeouts: Timeouts = field(default_factory=Timeouts)
     confirm: Confirm = Confirm.AUTO
     confirmation: ConfirmationPolicy = field(default_factory=ConfirmationPolicy)
+    deflate: bool = False
+    """Whether segmentations are offered deflated."""
 
     @classmethod
     def of(cls, config: Config, name: str) -> Self:
@@ -31,6 +33,7 @@ class Destination:
             name,
             configured_peer(config, name),
             policy,
+            deflate=section.deflate,
             confirm=Confirm(section.confirm),
             confirmation=ConfirmationPolicy(give_up_h=policy.give_up_h),
         )

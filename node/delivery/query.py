@@ -70,13 +70,13 @@ def has_instance(association: RequestedAssociation, wanted: DeliveryRecord, mess
         status = _status(message, message_id)
         if status not in _PENDING:
             return _judge(status, found=found)
-        found = found or _names(message.data_set, wanted.sop_instance_uid)
+        found = found or _names(message.data_set, wanted.archived_as[1])
     raise PeerUnreachable(f"the peer answers a query (C-FIND) for one object with more than {MOST_MATCHES}")
 
 
 def _identifier(wanted: DeliveryRecord) -> bytes:
     keys = Dataset()
-    keys.SOPInstanceUID = wanted.sop_instance_uid
+    keys.SOPInstanceUID = wanted.archived_as[1]
     keys.QueryRetrieveLevel = "IMAGE"
     keys.StudyInstanceUID = wanted.study_instance_uid
     keys.SeriesInstanceUID = wanted.series_instance_uid

@@ -15,7 +15,9 @@ from pynetdicom.dsutils import encode, split_dataset
 
 from node.codes import StoreStatus
 from node.delivery.query import FIND_CONTEXT, has_instance
-from node.delivery.upper_layer import MAX_CONTEXTS, Context, Peer, RequestedAssociation, Timeouts
+from node.delivery.upper_layer import MAX_CONTEXTS, Context, Peer, Readable, RequestedAssociation, Timeouts
+from node.delivery.variants import DEFLATED, Deflated, deflated_context, older_contexts, older_report
+from node.domain.delivery import archived_as
 from node.domain.identifiers import is_usable_uid
 from node.domain.states import Priority
 from node.errors import DeliveryError, PeerUnreachable, StoreOutOfResources, StoreRefused
@@ -108,6 +110,16 @@ def contexts_for(files: Iterable[Part10File]) -> tuple[Context, ...]:
     return tuple(dict.fromkeys(context for file in files for context in file.contexts))
 
 
+def contexts_for_results(files: Iterable[Part10File], *, deflate: bool = False) -> tuple[Context, ...]:
+    """Answers the contexts to propose for results of ours: also older classes of reports, and segmentations deflated."""
+    found: dict[Context, None] = {}
+    for file in files:
+        if deflate:
+            found.update(dict.fromkeys(deflated_context(file.sop_class_uid, file.transfer_syntax_uid)))
+        found.update(dict.fromkeys((*file.contexts, *older_contexts(file.sop_class_uid))))
+    return tuple(found)
+
+
 def batches(files: Iterable[Part10File], largest: int = MAX_CONTEXTS) -> Iterable[tuple[Part10File, ...]]:
     """Answers the files in order, cut where an association could not propose the contexts of one more."""
     batch: list[Part10File] = []
@@ -153,7 +165,8 @@ class StoreScu:
             context, stream = self._choose(file, stack)
             message_id = self._next_message_id()
             context_id = self._association.accepted[context]
-            self._association.send_command(context_id, _store_request(file, message_id, priority))
+            names = archived_as(file.sop_class_uid, file.sop_instance_uid, context.sop_class_uid)
+            self._association.send_command(context_id, _store_request(names, message_id, priority))
             self._association.send_data_set(context_id, stream)
         answer = self._association.receive_response(CommandField.C_STORE_RSP, message_id)
         return judge_status(answer)
@@ -174,23 +187,35 @@ class StoreScu:
             self._association.abort()
             raise
 
+    def sent_as(self, file: Part10File) -> str:
+        """Answers the SOP class in which the peer takes a report that it does not take in its own, '' where that is not so."""
+        if any(context in self._association.accepted for context in file.contexts):
+            return ""
+        older = (context for context in older_contexts(file.sop_class_uid) if context in self._association.accepted)
+        return next((context.sop_class_uid for context in older), "")
+
     def _next_message_id(self) -> int:
         self._message_id = self._message_id % _LAST_MESSAGE_ID + 1
         return self._message_id
 
-    def _choose(self, file: Part10File, stack: ExitStack) -> tuple[Context, BinaryIO]:
-        context = next((context for context in file.contexts if context in self._association.accepted), None)
+    def _choose(self, file: Part10File, stack: ExitStack) -> tuple[Context, Readable]:
+        own = (*deflated_context(file.sop_class_uid, file.transfer_syntax_uid), *file.contexts)
+        offered = (*own, *older_contexts(file.sop_class_uid))
+        context = next((context for context in offered if context in self._association.accepted), None)
         if context is None:
             syntax, sop_class = UID(file.transfer_syntax_uid).name, UID(file.sop_class_uid).name
             raise StoreRefused(f"{self._peer} accepts no presentation context for {sop_class} in {syntax}")
-        if context.transfer_syntax_uid != file.transfer_syntax_uid:
+        if context.sop_class_uid != file.sop_class_uid:
+            return context, io.BytesIO(older_report(file.path, context.sop_class_uid, context.transfer_syntax_uid))
+        deflates = context.transfer_syntax_uid == DEFLATED != file.transfer_syntax_uid
+        if context.transfer_syntax_uid != file.transfer_syntax_uid and not deflates:
             return context, _reencoded(file, context.transfer_syntax_uid)
         try:
             stream = stack.enter_context(file.path.open("rb"))
             stream.seek(file.offset)
         except OSError as error:
             raise StoreRefused(f"the file cannot be read: {error.strerror or type(error).__name__}") from error
-        return context, stream
+        return context, Deflated(stream) if deflates else stream
 
     def close(self) -> None:
         """Releases the association."""
@@ -284,14 +309,15 @@ def echo_peer(peer: Peer) -> float:
     return elapsed_s
 
 
-def _store_request(file: Part10File, message_id: int, priority: Priority) -> Command:
+def _store_request(names: tuple[str, str], message_id: int, priority: Priority) -> Command:
+    sop_class_uid, sop_instance_uid = names
     return {
-        CommandElement.AFFECTED_SOP_CLASS_UID: file.sop_class_uid,
+        CommandElement.AFFECTED_SOP_CLASS_UID: sop_class_uid,
         CommandElement.COMMAND_FIELD: CommandField.C_STORE_RQ,
         CommandElement.MESSAGE_ID: message_id,
         CommandElement.PRIORITY: PRIORITY_CODES[priority],
         CommandElement.DATA_SET_TYPE: DATA_SET_FOLLOWS,
-        CommandElement.AFFECTED_SOP_INSTANCE_UID: file.sop_instance_uid,
+        CommandElement.AFFECTED_SOP_INSTANCE_UID: sop_instance_uid,
     }
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, Final, Self
+from typing import Final, Protocol, Self
 
 from pydicom.uid import UID
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
@@ -98,6 +98,13 @@ class Context:
     transfer_syntax_uid: str
 
 
+class Readable(Protocol):
+    """Something that is read from its beginning to its end."""
+
+    def read(self, size: int, /) -> bytes:
+        """Answers the next `size` bytes, fewer only at the end."""
+
+
 class RequestedAssociation:
     """An association with a peer, open until `release` or `abort`. One object serves one thread."""
 
@@ -166,7 +173,7 @@ class RequestedAssociation:
         with self._peer_to_blame():
             self._link.send_fragments(context_id, COMMAND_FRAGMENT, [encode_command(command)])
 
-    def send_data_set(self, context_id: int, stream: BinaryIO) -> None:
+    def send_data_set(self, context_id: int, stream: Readable) -> None:
         """Sends the rest of a stream as data set, fragment by fragment."""
         with self._peer_to_blame():
             self._link.send_fragments(context_id, 0, iter(lambda: stream.read(self._max_fragment), b""))

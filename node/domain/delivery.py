@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from node.domain.identifiers import derive_uid
+
 MAX_DOUBLINGS: Final = 16
 """The exponent is clamped: 2**attempts would overflow long before a 72 h window ends."""
 
@@ -43,6 +45,16 @@ class Outage:
     down_since_s: float
     next_attempt_s: float
     reason: str
+
+
+def archived_as(sop_class_uid: str, sop_instance_uid: str, sent_as: str) -> tuple[str, str]:
+    """Answers SOP Class and Instance UID under which a destination has an object: its own, or those of the class that it was sent as.
+
+    An object in another class must not bear the same UID (PS3.5 9): the other one derives from it.
+    """
+    if not sent_as or sent_as == sop_class_uid:
+        return sop_class_uid, sop_instance_uid
+    return sent_as, derive_uid(sop_instance_uid, sent_as)
 
 
 def backoff_s(attempts: int, policy: RetryPolicy, chance: float) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from node.domain.commitment import AfterFailure, CommitmentReport, judge_failure, words_of_failure
+from node.domain.delivery import archived_as
 from node.domain.states import Confirmation, DeliveryState
 from node.journal.database import record_step, transaction
 from node.journal.outbox import DELIVERIES, delivery_from_row
@@ -43,14 +44,14 @@ class CommitmentJournal:
             if request is None:
                 return False
             rows = connection.execute(
-                "SELECT d.delivery_id, d.sop_instance_uid, d.state, d.stored_at FROM commitment_item i JOIN delivery d USING (delivery_id)"
-                " WHERE i.transaction_uid = ?",
+                "SELECT d.delivery_id, d.sop_instance_uid, d.sent_as, d.state, d.stored_at FROM commitment_item i"
+                " JOIN delivery d USING (delivery_id) WHERE i.transaction_uid = ?",
                 (report.transaction_uid,),
             ).fetchall()
             for row in rows:
                 if row["state"] != DeliveryState.STORED:
                     continue  # it has another end already, or is on its way again and will be asked about again
-                uid = row["sop_instance_uid"]
+                _, uid = archived_as("", row["sop_instance_uid"], row["sent_as"])
                 if uid in report.committed:
                     self._give(row["delivery_id"], "", now_s)
                 elif uid in report.failed and row["stored_at"] <= request["requested_at"]:

@@ -43,12 +43,15 @@ class OutboxJournal:
         ).fetchall()
         return tuple(delivery_from_row(row) for row in rows)
 
-    def begin_attempt(self, delivery_id: int, now_s: float) -> tuple[int, float]:
-        """Counts an attempt before it is made; answers (attempts, first_attempt_at). Until an answer is noted, its end is unknown."""
+    def begin_attempt(self, delivery_id: int, now_s: float, sent_as: str = "") -> tuple[int, float]:
+        """Counts an attempt before it is made; answers (attempts, first_attempt_at). Until an answer is noted, its end is unknown.
+
+        `sent_as` is the SOP class in which it is sent, where that is not its own.
+        """
         row = self._connection.execute(
-            "UPDATE delivery SET attempts = attempts + 1, first_attempt_at = coalesce(first_attempt_at, ?), unsure = 1"
-            " WHERE delivery_id = ? RETURNING attempts, first_attempt_at",
-            (now_s, delivery_id),
+            "UPDATE delivery SET attempts = attempts + 1, first_attempt_at = coalesce(first_attempt_at, ?), unsure = 1,"
+            " sent_as = ? WHERE delivery_id = ? RETURNING attempts, first_attempt_at",
+            (now_s, sent_as, delivery_id),
         ).fetchone()
         return int(row["attempts"]), float(row["first_attempt_at"])
 
@@ -201,4 +204,5 @@ def delivery_from_row(row: sqlite3.Row) -> DeliveryRecord:
         confirmation=Confirmation(row["confirmation"]) if row["confirmation"] else None,
         confirm_at=row["confirm_at"],
         confirm_attempts=row["confirm_attempts"],
+        sent_as=row["sent_as"],
     )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
 
+from node.domain.delivery import archived_as
 from node.domain.states import Confirmation, DeliveryState, JobState, Priority, SeriesState, StudyState
 
 
@@ -152,3 +153,10 @@ class DeliveryRecord:
     confirmation: Confirmation | None
     confirm_at: float | None
     confirm_attempts: int
+    sent_as: str = ""
+    """The SOP class that it was sent in, where the destination does not take its own."""
+
+    @property
+    def archived_as(self) -> tuple[str, str]:
+        """SOP Class and Instance UID under which the destination has it, or would have it."""
+        return archived_as(self.sop_class_uid, self.sop_instance_uid, self.sent_as)

@@ -121,6 +121,7 @@ CREATE TABLE delivery (
     confirmation     TEXT NOT NULL DEFAULT '',       -- of a stored object: AWAITED, GIVEN, WAIVED (not asked for, or not to be had), MISSED
     confirm_at       REAL,                           -- when the archive is asked next whether it keeps the object
     confirm_attempts INTEGER NOT NULL DEFAULT 0,
+    sent_as          TEXT NOT NULL DEFAULT '',       -- SOP class that it was sent in where the destination does not take its own
     UNIQUE (sop_instance_uid, destination)
 ) STRICT;
 CREATE INDEX delivery_due ON delivery (destination, next_attempt_at) WHERE state = 'PENDING';

@@ -7,6 +7,7 @@ ALTER TABLE delivery ADD COLUMN unsure INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE delivery ADD COLUMN confirmation TEXT NOT NULL DEFAULT '';
 ALTER TABLE delivery ADD COLUMN confirm_at REAL;
 ALTER TABLE delivery ADD COLUMN confirm_attempts INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE delivery ADD COLUMN sent_as TEXT NOT NULL DEFAULT '';
 CREATE INDEX delivery_unconfirmed ON delivery (destination, confirm_at) WHERE confirmation = 'AWAITED';
 CREATE INDEX instance_bytes ON instance (sha256);
 CREATE INDEX instance_kept ON instance (study_instance_uid) WHERE purged_at IS NULL;
