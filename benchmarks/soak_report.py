@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +61,7 @@ class Report:
     studies: dict[str, int] = field(default_factory=dict)
     kills: dict[str, int] = field(default_factory=dict)
     slowest: tuple[float, str] = (0.0, "")
+    longest_pause_s: float = 0.0
     first: dict[str, Sample] = field(default_factory=dict)
     last: dict[str, Sample] = field(default_factory=dict)
     highest: dict[str, Sample] = field(default_factory=dict)
@@ -70,12 +72,15 @@ class Report:
         return not (self.lost or self.duplicates or self.undelivered or self.silent or self.surprises or self.unsettled)
 
     def count_kills(self, kills: Sequence[Kill], moments: Sequence[float]) -> None:
-        """Counts the kills, and how long it took from each to the next acknowledged instance."""
+        """Counts the kills, and how long it took to the next acknowledged instance: from each, and from the last of several in a row."""
         self.kills = dict(Counter(kill.victim for kill in kills).most_common())
-        for kill in kills:
-            after = [moment for moment in moments if moment > kill.moment_s]
-            if after:
-                self.slowest = max(self.slowest, (min(after) - kill.moment_s, kill.victim))
+        for kill, following in zip_longest(kills, kills[1:]):
+            after_s = min((moment for moment in moments if moment > kill.moment_s), default=None)
+            if after_s is None:
+                continue
+            self.longest_pause_s = max(self.longest_pause_s, after_s - kill.moment_s)
+            if following is None or following.moment_s > after_s:
+                self.slowest = max(self.slowest, (after_s - kill.moment_s, kill.victim))
 
     def __str__(self) -> str:
         """The table."""
@@ -93,7 +98,11 @@ class Report:
             ("series", _counts(self.series)),
             ("jobs", f"{_counts(self.jobs)}; attempts {_counts({str(k): v for k, v in sorted(self.attempts.items())})}"),
             ("deliveries", _counts(self.deliveries)),
-            ("slowest recovery", f"{self.slowest[0]:.1f} s from killing the {self.slowest[1]} to the next acknowledged instance"),
+            (
+                "slowest recovery",
+                f"{self.slowest[0]:.1f} s from killing the {self.slowest[1]} to the next acknowledged instance;"
+                f" {self.longest_pause_s:.1f} s with further kills between",
+            ),
             ("journal", f"{self.journal_mib:.2f} MiB"),
         ]
         for role in ("listener", "courier"):

@@ -55,6 +55,7 @@ NINETIETH_PERCENTILE: Final = Code("371887004", "SCT", "90th Percentile Value of
 UCUM_MILLIMETRE: Final = Code("mm", "UCUM", "millimeter")
 PRESENT: Final = Code("52101004", "SCT", "Present")
 ABSENT: Final = Code("272519000", "SCT", "Absent")
+QUALITATIVE_EVALUATIONS: Final = Code("C0034375", "UMLS", "Qualitative Evaluations")
 SUMMARY_OF_ANALYSES: Final = Code("111065", "DCM", "Summary of Analyses")
 ANALYSIS_SUCCEEDED: Final = Code("111222", "DCM", "Succeeded")
 ANALYSIS_FAILED: Final = Code("111224", "DCM", "Failed")

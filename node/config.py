@@ -91,6 +91,7 @@ class NodeSection(Section):
     ae_title: AETitle
     state_dir: Folder
     models_dir: Folder
+    language: Literal["en", "zh"] = "en"
     device_serial_number: Annotated[str, Field(min_length=1, max_length=64, default_factory=_serial_number)]
 
 
@@ -147,6 +148,7 @@ class PeerSection(Section):
     host: Annotated[str, Field(min_length=1)]
     port: Port
     may_send: bool = False
+    objects: Annotated[list[Literal["sr", "seg", "sc", "rtstruct", "pdf", "gsps", "kos", "pm"]], Field(min_length=1)] = ["sr", "seg"]
     confirm: Literal["auto", "commitment", "query", "none"] = "auto"
     tls: bool = False
     tls_verify_host: bool = True

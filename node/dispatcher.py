@@ -4,7 +4,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
@@ -14,6 +14,7 @@ from node.domain.completeness import Completeness, CompletenessPolicy, judge_com
 from node.domain.identifiers import derive_job_key
 from node.domain.instance import SeriesHeader
 from node.domain.modelcard import ModelCard
+from node.domain.objects import ResultObject
 from node.domain.retention import purged_reason
 from node.domain.routing import Route, StudyDecision, decide_study
 from node.domain.states import SeriesState
@@ -36,6 +37,8 @@ class Rules:
     routes: tuple[Route, ...]
     cards: Mapping[str, ModelCard]
     policy: CompletenessPolicy
+    objects: Mapping[str, tuple[ResultObject, ...]] = field(default_factory=dict)
+    """Destination → the objects that it gets, where not the default."""
 
 
 def run_dispatcher(config: Config, stop: threading.Event) -> None:
@@ -44,6 +47,7 @@ def run_dispatcher(config: Config, stop: threading.Event) -> None:
         routes=tuple(route.as_route() for route in config.routes),
         cards=usable_cards(config),
         policy=CompletenessPolicy(config.study_complete.quiet_s, config.study_complete.max_wait_s),
+        objects={name: tuple(ResultObject(one) for one in peer.objects) for name, peer in config.peers.items()},
     )
     dispatcher = Dispatcher(open_database(config.node.state_dir), config.node.state_dir, rules)
     while not stop.wait(TICK_S):
@@ -147,6 +151,7 @@ class Dispatcher:
                     inputs=inputs,
                     destinations=selection.route.deliver_to,
                     priority=selection.route.priority,
+                    objects={name: self._rules.objects[name] for name in selection.route.deliver_to if name in self._rules.objects},
                 )
             )
         return jobs

@@ -6,29 +6,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from node.domain.measurement import measure
 from node.domain.modelcard import ModelCard
+from node.domain.objects import DEFAULT_OBJECTS, ResultObject
 from node.domain.result import Provenance, Result
 from node.domain.states import Outcome
 from node.domain.volume import LabelMap, Scores, Volume
 from node.errors import EvidenceInvalid, InputError, NodeError
 from node.evidence.context import EvidenceContext
+from node.evidence.encapsulated_pdf import encode_pdf_report
 from node.evidence.gate import Severity, examine_set
-from node.evidence.key_image import render_key_image
+from node.evidence.key_image import render_key_image, window_of
+from node.evidence.key_objects import encode_key_objects
 from node.evidence.measurement_report import encode_report
 from node.evidence.page import render_page
+from node.evidence.parametric_map import encode_parametric_map
+from node.evidence.presentation_state import encode_presentation_state
+from node.evidence.secondary_capture import encode_secondary_capture
 from node.evidence.segmentation import encode_segmentation
 from node.evidence.sop_common import part10_bytes
+from node.evidence.structure_set import encode_structure_set
 from node.files import write_durably
 from node.inference.pixels import PARSE_ERRORS
-from node.inference.restore import restore_labels
+from node.inference.restore import restore_labels, restore_probability
 from node.inference.series_reader import read_series
 
 QUARANTINE: Final = "quarantine"
@@ -92,6 +102,8 @@ class Analysis:
     result: Result
     volume: Volume | None
     sources: Sequence[Dataset]
+    probability: Callable[[], NDArray[np.float32]] | None = None
+    """Answers the probability of the one structure on the source grid, for a model that gives one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +135,8 @@ def analyse(files: Sequence[Path], model: Model, watch: Stopwatch) -> Analysis:
         sources = read_source_headers(files)
     outcome = Outcome.FOUND if any(segment.present for segment in segments) else Outcome.NOTHING_FOUND
     result = Result(model.card, outcome, segments, label_map, volume.notes, model.provenance)
-    return Analysis(result, volume, sources)
+    probability = partial(restore_probability, scores, volume.source) if scores.is_probability else None
+    return Analysis(result, volume, sources, probability)
 
 
 def decline(files: Sequence[Path], card: ModelCard, outcome: Outcome, reason: str) -> Analysis:
@@ -151,8 +164,22 @@ def read_source_headers(files: Sequence[Path]) -> tuple[Dataset, ...]:
     return tuple(headers)
 
 
-def encode(analysis: Analysis, context: EvidenceContext, folder: Path, watch: Stopwatch) -> tuple[FrozenEvidence, ...]:
+@dataclass
+class Wanted:
+    """Which objects are wanted besides SEG and SR, in which language; and what could not be had of them."""
+
+    objects: frozenset[ResultObject] = frozenset(DEFAULT_OBJECTS)
+    language: Literal["en", "zh"] = "en"
+    skipped: list[str] = field(default_factory=list)
+    """One sentence an object that could not be made or did not pass the gate: it costs no other."""
+
+
+def encode(
+    analysis: Analysis, context: EvidenceContext, folder: Path, watch: Stopwatch, wanted: Wanted | None = None
+) -> tuple[FrozenEvidence, ...]:
     """Makes the evidence of an analysis and freezes it in `folder`: SEG when something was found, and always the SR.
+
+    Further objects are made where they are wanted; one that cannot be made is told in `wanted.skipped`.
 
     Raises
     ------
@@ -165,8 +192,11 @@ def encode(analysis: Analysis, context: EvidenceContext, folder: Path, watch: St
         report = encode_report(result, sources, segmentation, context)
         objects = {"seg": segmentation, "sr": report}
         encoded = {role: (dataset, part10_bytes(dataset)) for role, dataset in objects.items() if dataset is not None}
+        for role, dataset in further_objects(analysis, context, wanted or Wanted()):
+            encoded[role] = (dataset, part10_bytes(dataset))
     with watch.stage(Step.EXAMINE):
-        _pass_the_gate({role: content for role, (_, content) in encoded.items()}, sources, folder)
+        for role in _pass_the_gate({role: content for role, (_, content) in encoded.items()}, sources, folder, wanted or Wanted()):
+            del encoded[role]
     with watch.stage(Step.FREEZE):
         frozen = []
         for role, (dataset, content) in encoded.items():
@@ -176,17 +206,53 @@ def encode(analysis: Analysis, context: EvidenceContext, folder: Path, watch: St
     return tuple(frozen)
 
 
-def _pass_the_gate(contents: Mapping[str, bytes], sources: Sequence[Dataset], folder: Path) -> None:
+def further_objects(analysis: Analysis, context: EvidenceContext, wanted: Wanted) -> Iterator[tuple[str, Dataset]]:
+    """Answers what is wanted besides SEG and SR, as far as it can be made of this outcome."""
+    result, sources, volume = analysis.result, analysis.sources, analysis.volume
+    is_found = result.outcome is Outcome.FOUND
+    low, high = window_of(volume, result) if volume is not None else (0.0, 1.0)
+    makers: dict[ResultObject, tuple[bool, Callable[[], Dataset]]] = {
+        ResultObject.SC: (volume is not None, lambda: encode_secondary_capture(result, sources, cast("Volume", volume), context)),
+        ResultObject.KOS: (is_found, lambda: encode_key_objects(result, sources, context)),
+        ResultObject.GSPS: (is_found, lambda: encode_presentation_state(result, sources, context, ((low + high) / 2, high - low))),
+        ResultObject.RTSTRUCT: (is_found, lambda: encode_structure_set(result, sources, context)),
+        ResultObject.PDF: (True, lambda: _pdf(analysis, context, wanted.language)),
+        ResultObject.PM: (analysis.probability is not None, lambda: _parametric_map(analysis, context)),
+    }
+    for wish, (can_be, make) in makers.items():
+        if wish in wanted.objects and can_be:
+            try:
+                yield wish, make()
+            except Exception as error:  # noqa: BLE001 - a picture that cannot be made must not cost a result that is right
+                wanted.skipped.append(f"{wish} could not be made: {describe(error)}")
+
+
+def _pdf(analysis: Analysis, context: EvidenceContext, language: Literal["en", "zh"]) -> Dataset:
+    picture = render_key_image(analysis.volume, analysis.result) if analysis.volume is not None else None
+    return encode_pdf_report(analysis.result, analysis.sources, context, key_image=picture, language=language)
+
+
+def _parametric_map(analysis: Analysis, context: EvidenceContext) -> Dataset:
+    assert analysis.volume is not None  # noqa: S101 - the caller has asked
+    assert analysis.probability is not None  # noqa: S101 - the caller has asked
+    result = analysis.result
+    return encode_parametric_map(result, analysis.sources, analysis.probability(), analysis.volume.source, result.card.segments[0], context)
+
+
+def _pass_the_gate(contents: Mapping[str, bytes], sources: Sequence[Dataset], folder: Path, wanted: Wanted) -> set[str]:
+    """Answers the further objects that did not pass; raises when SEG or SR did not."""
     role_of = {}
     for role, content in contents.items():
         dataset = dcmread(BytesIO(content))
         role_of[id(dataset)] = (role, dataset)
     found = examine_set([dataset for _, dataset in role_of.values()], sources)
     errors = [(role_of[id(dataset)][0], fault) for dataset, fault in found if fault.severity is Severity.ERROR]
-    if not errors:
-        return
-    for role, content in contents.items():
-        write_durably(folder / QUARANTINE / f"{role}.dcm", content)
+    failed = {role for role, _ in errors}
+    for role in failed:
+        write_durably(folder / QUARANTINE / f"{role}.dcm", contents[role])
+    if not failed & set(DEFAULT_OBJECTS):
+        wanted.skipped += [f"{role} did not pass the conformance gate: {fault}" for role, fault in errors[:TOLD_ERRORS]]
+        return failed
     told = "; ".join(f"{role.upper()} {fault}" for role, fault in errors[:TOLD_ERRORS])
     more = f"; and {len(errors) - TOLD_ERRORS} more" if len(errors) > TOLD_ERRORS else ""
     raise EvidenceInvalid(f"the result did not pass the conformance gate and was not sent: {told}{more}")
@@ -217,11 +283,13 @@ class OfflineResult:
     stages: Mapping[str, float]
 
 
-def run_offline(files: Sequence[Path], model: Model, context: EvidenceContext, output: Path, progress: Progress) -> OfflineResult:
-    """Runs a model on the files of one series and writes SEG, SR, key image and page into `output`."""
+def run_offline(
+    files: Sequence[Path], model: Model, context: EvidenceContext, output: Path, progress: Progress, wanted: Wanted | None = None
+) -> OfflineResult:
+    """Runs a model on the files of one series and writes SEG, SR, what else is wanted, key image and page into `output`."""
     watch = Stopwatch(progress)
     analysis = analyse(files, model, watch)
-    evidence = encode(analysis, context, output, watch)
+    evidence = encode(analysis, context, output, watch, wanted)
     paths = {item.role: item.path for item in evidence} | illustrate(analysis, evidence, context, output, watch.stages)
     return OfflineResult(analysis.result, paths, watch.stages)
 

@@ -27,7 +27,20 @@ from node.intake.spool import spooled_path
 from node.journal import EvidenceRecord, JobEnd, JobJournal, JobRecord, open_database
 from node.locks import Heart, HeldLock
 from node.modelstore import find_card
-from node.pipeline import Analysis, FrozenEvidence, Model, Step, Stopwatch, analyse, context_for, decline, describe, encode, illustrate
+from node.pipeline import (
+    Analysis,
+    FrozenEvidence,
+    Model,
+    Step,
+    Stopwatch,
+    Wanted,
+    analyse,
+    context_for,
+    decline,
+    describe,
+    encode,
+    illustrate,
+)
 
 POLL_S = 0.2
 RETRY = RetryPolicy(first_s=5.0, max_s=300.0, give_up_h=1e6)
@@ -196,7 +209,10 @@ class Worker:
     def _conclude(self, job: JobRecord, analysis: Analysis, watch: Stopwatch) -> None:
         folder = self._config.node.state_dir / "results" / str(job.job_id) / str(job.run)
         context = self._context(job)
-        evidence = encode(analysis, context, folder, watch)
+        wanted = Wanted(self._jobs.objects_of(job.job_id), self._config.node.language)
+        evidence = encode(analysis, context, folder, watch, wanted)
+        for skipped in wanted.skipped:
+            log.error("job.object_skipped", job_id=job.job_id, reason=skipped)
         self._illustrate(job, (analysis, evidence, context), folder, watch)
         self._enter(job, Step.FREEZE, 0.0)
         result = analysis.result

@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: the command line, the states. `--check` only says whether that is needed."""
+"""Writes docs/reference/ from the code: the command line, the states, the statements of conformance. `--check` only says whether that is needed."""
 
 import argparse
 import os
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from node.cli import build_parser
+from node.conformance_statement.ihe import ihe_integration_statement
+from node.conformance_statement.statement import conformance_statement
 from node.domain.states import OPENING_STATES, TRANSITIONS
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
@@ -15,7 +17,12 @@ HEAD = "<!-- Written by `make docs`: change the code, not this file. -->\n"
 
 def pages() -> dict[str, str]:
     """Answers every generated page by its file name."""
-    return {"cli.md": cli_page(), "states.md": states_page()}
+    return {
+        "cli.md": cli_page(),
+        "states.md": states_page(),
+        "conformance-statement.md": HEAD + conformance_statement(),
+        "ihe-integration-statement.md": HEAD + ihe_integration_statement(),
+    }
 
 
 def cli_page() -> str:

@@ -7,14 +7,31 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from node import __version__
-from node.cli import archive, check, config, delivery, demo, doctor, explain, job, journal, model, peer, run, series, serve, study
+from node.cli import (
+    archive,
+    check,
+    config,
+    conformance,
+    delivery,
+    demo,
+    doctor,
+    explain,
+    job,
+    journal,
+    model,
+    peer,
+    run,
+    series,
+    serve,
+    study,
+)
 from node.cli.common import Verbs, suggest
 from node.codes import ExitCode
 from node.errors import NodeError
 
 __all__ = ["build_parser", "main"]
 
-_NOUNS = (serve, config, doctor, peer, run, explain, check, job, series, delivery, journal, model, study, archive, demo)
+_NOUNS = (serve, config, doctor, peer, run, explain, check, conformance, job, series, delivery, journal, model, study, archive, demo)
 
 _EPILOG = """\
 exit codes: 0 done, 1 failed, 2 wrong usage, 69 a peer cannot be reached or refuses, 78 faults in the configuration.

@@ -19,6 +19,7 @@ from node.cli.common import (
     say,
 )
 from node.codes import ExitCode
+from node.domain.objects import DEFAULT_OBJECTS, ResultObject
 
 if TYPE_CHECKING:
     from node.cli.local_study import LocalStudy
@@ -41,6 +42,11 @@ def register(verbs: Verbs) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, …")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
+    further = ", ".join(one for one in ResultObject if one not in DEFAULT_OBJECTS)
+    parser.add_argument(
+        "--objects", default="", metavar="LIST", help=f"further results besides SEG and SR, with commas between: {further}; or all"
+    )
+    parser.add_argument("--language", choices=["en", "zh"], default="en", help="of the PDF report")
     add_models_dir(parser)
     add_json(parser)
     parser.set_defaults(act=_run)
@@ -56,13 +62,24 @@ def _run(arguments: argparse.Namespace) -> int:
     card = find_card(models, arguments.model)
     study = read_study(arguments.folder)
     files = _chosen_files(study, card)
+    wanted = _wanted(arguments.objects)
     say(f"loading {card.name} {card.version}")
-    done = _analyse(arguments, models, card, study, files)
+    done = _analyse(arguments, models, card, study, files, wanted)
     if arguments.json:
         print_json(_as_json(done))
     else:
         _print(done)
     return ExitCode.OK if done.result.outcome in {Outcome.FOUND, Outcome.NOTHING_FOUND} else ExitCode.FAILED
+
+
+def _wanted(listed: str) -> "frozenset[ResultObject]":
+    from node.errors import UsageError
+
+    names = list(ResultObject) if listed == "all" else [name for name in listed.replace(",", " ").split() if name]
+    unknown = [name for name in names if name not in set(ResultObject)]
+    if unknown:
+        raise UsageError(f"there is no result {unknown[0]!r} → {', '.join(ResultObject)}")
+    return frozenset(DEFAULT_OBJECTS) | frozenset(ResultObject(name) for name in names)
 
 
 def _chosen_files(study: "LocalStudy", card: "ModelCard") -> tuple[Path, ...]:
@@ -84,11 +101,16 @@ def _chosen_files(study: "LocalStudy", card: "ModelCard") -> tuple[Path, ...]:
 
 
 def _analyse(
-    arguments: argparse.Namespace, models: Path, card: "ModelCard", study: "LocalStudy", files: tuple[Path, ...]
+    arguments: argparse.Namespace,
+    models: Path,
+    card: "ModelCard",
+    study: "LocalStudy",
+    files: tuple[Path, ...],
+    objects: frozenset[ResultObject],
 ) -> "OfflineResult":
     from node.domain.identifiers import derive_job_key
     from node.inference.bundle import load_bundle
-    from node.pipeline import context_for, run_offline
+    from node.pipeline import Wanted, context_for, run_offline
 
     model = load_bundle(models / card.name, card, device=arguments.device, threads=arguments.threads)
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
@@ -100,10 +122,13 @@ def _analyse(
         device_serial_number=OFFLINE_SERIAL_NUMBER,
     )
     progress = ProgressLine()
+    wanted = Wanted(objects, arguments.language)
     try:
-        return run_offline(files, model, context, arguments.output, progress)
+        return run_offline(files, model, context, arguments.output, progress, wanted)
     finally:
         progress.close()
+        for skipped in wanted.skipped:
+            say(skipped)
 
 
 def _as_json(done: "OfflineResult") -> dict[str, object]:

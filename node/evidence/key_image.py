@@ -10,13 +10,14 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from node import __version__
 from node.domain.result import Result, SegmentResult
 from node.domain.states import Outcome
-from node.domain.volume import Volume
+from node.domain.volume import LabelMap, Volume
+from node.evidence.fonts import Pen, draw_text, text_length
 from node.evidence.planes import (
     VIEWS,
     Box,
@@ -40,7 +41,9 @@ _LEGEND_LINE: Final = 30
 _LEGEND_COLUMNS: Final = 4
 _FOOTER: Final = 44
 _LARGEST_PANEL: Final = 620
+_LARGEST_FLAT: Final = 900
 _SCALE_BAR_MM: Final = 50
+_LONGEST_SCALE_BAR: Final = 180
 
 _BACKGROUND: Final[Color] = (16, 20, 26)
 _PANEL: Final[Color] = (0, 0, 0)
@@ -54,17 +57,51 @@ _CONTOUR_PIXELS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    view: PlaneView
+    name: str
+    letters: tuple[str, ...]
+    """What lies at the left, right, top and bottom edge; none where it is not known."""
     picture: Image.Image
 
 
 def render_key_image(volume: Volume, result: Result) -> bytes:
     """Answers a PNG of the planes that show most of the result; without findings, of the middle of the volume."""
+    buffer = BytesIO()
+    draw_key_image(volume, result, result.label_map).save(buffer, format="PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def draw_key_image(volume: Volume, result: Result, through: LabelMap | None, made_at: str = "") -> Image.Image:
+    """Answers the picture: planes that show most of `through`, and in the footer the moment `made_at`, where it is told."""
     box = box_of(volume)
-    point_mm = telling_point_mm(result.label_map, box)
+    point_mm = telling_point_mm(through, box)
     pixels_per_mm = _pixels_per_mm(box)
-    window = _window(volume, result)
-    panels = [_Panel(view, _picture(view, volume, result, (box, point_mm, pixels_per_mm, window))) for view in VIEWS]
+    window = window_of(volume, result)
+    frame = (box, point_mm, pixels_per_mm, window)
+    panels = [_Panel(view.name, view.letters, _picture(view, volume, result, frame)) for view in VIEWS]
+    return _composed(panels, result, made_at, pixels_per_mm)
+
+
+def draw_flat_image(
+    pixels: NDArray[np.float32], result: Result, letters: Sequence[str], made_at: str = "", *, inverted: bool = False
+) -> Image.Image:
+    """Answers the picture of a single image (a radiograph) with its outlines.
+
+    `letters` are what lies at the left, right, top and bottom edge, or none; `inverted` where low values are bright (MONOCHROME1).
+    """
+    rows, columns = pixels.shape
+    scale = min((WIDTH - 2 * _MARGIN) / columns, _LARGEST_FLAT / rows)
+    down = np.minimum((np.arange(max(1, round(rows * scale))) / scale).astype(np.int64), rows - 1)
+    across = np.minimum((np.arange(max(1, round(columns * scale))) / scale).astype(np.int64), columns - 1)
+    low, high = (float(one) for one in np.percentile(pixels, (0.5, 99.5)))
+    gray = np.clip((pixels.astype(np.float64) - low) / max(high - low, 1e-6), 0.0, 1.0) * 255.0
+    shown = np.repeat((255.0 - gray if inverted else gray)[np.ix_(down, across)][..., None], 3, axis=2)
+    if result.label_map is not None:
+        _paint(shown, result.label_map.labels[0][np.ix_(down, across)], result.segments)
+    picture = Image.fromarray(np.rint(shown).astype(np.uint8), mode="RGB")
+    return _composed([_Panel("Image", tuple(letters), picture)], result, made_at, None)
+
+
+def _composed(panels: Sequence[_Panel], result: Result, made_at: str, pixels_per_mm: float | None) -> Image.Image:
     found = [segment for segment in result.segments if segment.present]
     lines = max(1, -(-len(found) // _LEGEND_COLUMNS))
     panel_height = max(panel.picture.height for panel in panels)
@@ -72,12 +109,12 @@ def render_key_image(volume: Volume, result: Result) -> bytes:
     image = Image.new("RGB", (WIDTH, height), _BACKGROUND)
     draw = ImageDraw.Draw(image)
     _draw_header(draw, result)
-    _draw_panels(image, draw, panels, pixels_per_mm)
+    _draw_panels(image, draw, panels)
+    if pixels_per_mm is not None:
+        _draw_scale_bar(draw, pixels_per_mm, top=_HEADER + panel_height + 16)
     _draw_legend(draw, result, found, top=_HEADER + panel_height + _CAPTION)
-    _draw_footer(draw, result, top=height - _FOOTER)
-    buffer = BytesIO()
-    image.save(buffer, format="PNG", compress_level=6)
-    return buffer.getvalue()
+    _draw_footer(draw, result, made_at, top=height - _FOOTER)
+    return image
 
 
 # ── panels ──────────────────────────────────────────────────────────────────
@@ -118,7 +155,7 @@ def _paint(pixels: NDArray[np.float64], labels: NDArray[np.uint8], segments: Seq
         pixels[outline] = color
 
 
-def _window(volume: Volume, result: Result) -> tuple[float, float]:
+def window_of(volume: Volume, result: Result) -> tuple[float, float]:
     """Answers the values that become black and white: in CT after what was found, else after what the volume holds."""
     if volume.modality == "CT":
         low, high = 0.0, 80.0
@@ -152,22 +189,18 @@ def _values_of_structures(volume: Volume, result: Result) -> tuple[float, float]
 # ── drawing ─────────────────────────────────────────────────────────────────
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
 def _draw_header(draw: ImageDraw.ImageDraw, result: Result) -> None:
     card = result.card
-    draw.text((_MARGIN, 20), card.title, fill=_TEXT, font=_font(30))
-    draw.text((_MARGIN, 56), f"{card.name} {card.version} · {card.manufacturer}", fill=_QUIET, font=_font(16))
+    draw_text(draw, (_MARGIN, 20), card.title, Pen(30, _TEXT))
+    draw_text(draw, (_MARGIN, 56), f"{card.name} {card.version} · {card.manufacturer}", Pen(16, _QUIET))
     badge = "AI result, not verified"
-    width = draw.textlength(badge, font=_font(22))
+    width = text_length(draw, badge, 22)
     left = WIDTH - _MARGIN - width - 28
     draw.rounded_rectangle((left, 20, WIDTH - _MARGIN, 58), radius=8, outline=_WARNING, width=2)
-    draw.text((left + 14, 26), badge, fill=_WARNING, font=_font(22))
+    draw_text(draw, (left + 14, 26), badge, Pen(22, _WARNING))
 
 
-def _draw_panels(image: Image.Image, draw: ImageDraw.ImageDraw, panels: Sequence[_Panel], pixels_per_mm: float) -> None:
+def _draw_panels(image: Image.Image, draw: ImageDraw.ImageDraw, panels: Sequence[_Panel]) -> None:
     total = sum(panel.picture.width for panel in panels) + _GAP * (len(panels) - 1)
     left = (WIDTH - total) // 2
     tallest = max(panel.picture.height for panel in panels)
@@ -176,16 +209,19 @@ def _draw_panels(image: Image.Image, draw: ImageDraw.ImageDraw, panels: Sequence
         top = _HEADER + (tallest - height) // 2
         draw.rectangle((left, _HEADER, left + width - 1, _HEADER + tallest - 1), fill=_PANEL)
         image.paste(panel.picture, (left, top))
-        _draw_letters(draw, panel.view, (left, _HEADER, left + width, _HEADER + tallest))
-        draw.text((left + width / 2, _HEADER + tallest + 8), panel.view.name, fill=_QUIET, font=_font(16), anchor="ma")
+        _draw_letters(draw, panel.letters, (left, _HEADER, left + width, _HEADER + tallest))
+        draw_text(draw, (left + width / 2, _HEADER + tallest + 8), panel.name, Pen(16, _QUIET, anchor="ma"))
         left += width + _GAP
-    length = _SCALE_BAR_MM * pixels_per_mm
-    right, bottom = WIDTH - _MARGIN, _HEADER + tallest + 16
-    draw.line((right - length, bottom, right, bottom), fill=_QUIET, width=2)
-    draw.text((right - length - 8, bottom), f"{_SCALE_BAR_MM // 10} cm", fill=_QUIET, font=_font(15), anchor="rm")
 
 
-def _draw_letters(draw: ImageDraw.ImageDraw, view: PlaneView, frame: tuple[int, int, int, int]) -> None:
+def _draw_scale_bar(draw: ImageDraw.ImageDraw, pixels_per_mm: float, top: int) -> None:
+    bar_mm = _SCALE_BAR_MM if _SCALE_BAR_MM * pixels_per_mm <= _LONGEST_SCALE_BAR else _SCALE_BAR_MM // 5
+    right, length = WIDTH - _MARGIN, bar_mm * pixels_per_mm
+    draw.line((right - length, top, right, top), fill=_QUIET, width=2)
+    draw_text(draw, (right - length - 8, top), f"{bar_mm // 10} cm", Pen(15, _QUIET, anchor="rm"))
+
+
+def _draw_letters(draw: ImageDraw.ImageDraw, letters: Sequence[str], frame: tuple[int, int, int, int]) -> None:
     left, top, right, bottom = frame
     middle = ((left + right) / 2, (top + bottom) / 2)
     places = (
@@ -194,13 +230,13 @@ def _draw_letters(draw: ImageDraw.ImageDraw, view: PlaneView, frame: tuple[int, 
         ((middle[0], top + 6), "ma"),
         ((middle[0], bottom - 6), "md"),
     )
-    for letter, (place, anchor) in zip(view.letters, places, strict=True):
-        draw.text(place, letter, fill=_TEXT, font=_font(20), anchor=anchor, stroke_width=2, stroke_fill=_PANEL)
+    for letter, (place, anchor) in zip(letters, places, strict=False):
+        draw_text(draw, place, letter, Pen(20, _TEXT, anchor=anchor, outline=_PANEL))
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, result: Result, found: Sequence[SegmentResult], top: int) -> None:
     if not found:
-        draw.text((_MARGIN, top), _WITHOUT_FINDINGS[result.outcome], fill=_TEXT, font=_font(18))
+        draw_text(draw, (_MARGIN, top), _WITHOUT_FINDINGS[result.outcome], Pen(18, _TEXT))
         return
     column_width = (WIDTH - 2 * _MARGIN) // _LEGEND_COLUMNS
     lines = -(-len(found) // _LEGEND_COLUMNS)
@@ -208,11 +244,11 @@ def _draw_legend(draw: ImageDraw.ImageDraw, result: Result, found: Sequence[Segm
         column = found[first : first + lines]
         left = _MARGIN + first // lines * column_width
         labels = [_shortened(draw, segment.definition.label, column_width - 140) for segment in column]
-        values_at = left + 26 + max(draw.textlength(label, font=_font(17)) for label in labels) + 20
+        values_at = left + 26 + max(text_length(draw, label, 17) for label in labels) + 20
         for line, (segment, label) in enumerate(zip(column, labels, strict=True)):
             y = top + line * _LEGEND_LINE
             draw.rounded_rectangle((left, y + 3, left + 16, y + 19), radius=4, fill=segment.definition.rgb)
-            draw.text((left + 26, y), label, fill=_TEXT, font=_font(17))
+            draw_text(draw, (left + 26, y), label, Pen(17, _TEXT))
             _draw_measured(draw, segment, (values_at, y))
 
 
@@ -231,8 +267,8 @@ def _draw_measured(draw: ImageDraw.ImageDraw, segment: SegmentResult, place: tup
     measurement = segment.measurements[0]
     power = "3" if measurement.unit.value in {"cm3", "mm3"} else ""
     text = f"{format_number(measurement.value)} {measurement.unit.value.removesuffix(power)}"
-    draw.text(place, text, fill=_QUIET, font=_font(17))
-    draw.text((place[0] + draw.textlength(text, font=_font(17)) + 1, place[1] - 1), power, fill=_QUIET, font=_font(11))
+    draw_text(draw, place, text, Pen(17, _QUIET))
+    draw_text(draw, (place[0] + text_length(draw, text, 17) + 1, place[1] - 1), power, Pen(11, _QUIET))
 
 
 def format_number(value: float) -> str:
@@ -240,15 +276,16 @@ def format_number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
 
 
-def _draw_footer(draw: ImageDraw.ImageDraw, result: Result, top: int) -> None:
+def _draw_footer(draw: ImageDraw.ImageDraw, result: Result, made_at: str, top: int) -> None:
     draw.line((_MARGIN, top + 4, WIDTH - _MARGIN, top + 4), fill=_RULE, width=1)
     parts = [f"radnode {__version__}"]
     if result.provenance is not None:
         parts += [result.provenance.engine, *(f"weights {digest[:12]}" for digest in result.provenance.weights_sha256)]
-    draw.text((_MARGIN, top + 14), " · ".join(parts), fill=_QUIET, font=_font(14))
+    draw_text(draw, (_MARGIN, top + 14), " · ".join(parts), Pen(14, _QUIET))
+    draw_text(draw, (WIDTH - _MARGIN, top + 14), made_at, Pen(14, _QUIET, anchor="ra"))
 
 
 def _shortened(draw: ImageDraw.ImageDraw, text: str, room: float) -> str:
-    while text and draw.textlength(text, font=_font(17)) > room:
+    while text and text_length(draw, text, 17) > room:
         text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
     return text

@@ -1,8 +1,8 @@
 """The measurement report: a Comprehensive 3D SR after TID 1500 (PS3.3 A.35.13, PS3.16), unverified and preliminary.
 
-Every report opens with a group that says how the analysis ended (Summary of Analyses: Succeeded, Failed or Not Attempted), so
-that silence is never read as a negative. Then every structure of the model has one group: with its segment and its volume
-where it was found, with "Absent" where it was not. A model that failed or was not run says nothing about structures.
+Every structure that was found is measured by its segment and outlined on its key slice. Then every report concludes: how the
+analysis ended (Summary of Analyses: Succeeded, Failed or Not Attempted), so that silence is never read as a negative, and which
+structures are "Absent". A model that failed or was not run says nothing about structures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,25 @@ from typing import Final
 
 from highdicom.sr import (
     AlgorithmIdentification,
+    CodeContentItem,
     CodedConcept,
     Comprehensive3DSR,
+    ContainerContentItem,
+    ContentSequence,
     DeviceObserverIdentifyingAttributes,
     FindingSite,
+    GraphicTypeValues,
+    ImageRegion,
     LanguageOfContentItemAndDescendants,
     Measurement,
     MeasurementReport,
     MeasurementsAndQualitativeEvaluations,
     ObservationContext,
     ObserverContext,
-    QualitativeEvaluation,
+    PlanarROIMeasurementsAndQualitativeEvaluations,
     ReferencedSegment,
     RelationshipTypeValues,
+    SourceImageForRegion,
     SourceSeriesForSegmentation,
     TextContentItem,
     TrackingIdentifier,
@@ -37,7 +43,9 @@ from node.codes import (
     ANALYSIS_FAILED,
     ANALYSIS_NOT_ATTEMPTED,
     ANALYSIS_SUCCEEDED,
+    QUALITATIVE_EVALUATIONS,
     SUMMARY_OF_ANALYSES,
+    Code,
 )
 from node.domain.modelcard import SegmentDefinition
 from node.domain.result import PredecessorDocument, Result, SegmentResult
@@ -45,6 +53,7 @@ from node.domain.states import Outcome
 from node.errors import EvidenceError
 from node.evidence.context import EvidenceContext
 from node.evidence.header import normalise_source
+from node.evidence.key_region import key_region
 from node.evidence.procedure import procedure_reported, referenced_requests
 from node.evidence.segmentation import images_of_planes, tracking_of
 from node.evidence.sop_common import (
@@ -67,7 +76,7 @@ _ENDINGS: Final = {
 }
 _NOT_VERIFIED: Final = "AI result, not verified by a person."
 
-Group = MeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
+Group = PlanarROIMeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
 
 
 def encode_report(result: Result, sources: Sequence[Dataset], segmentation: Dataset | None, context: EvidenceContext) -> Dataset:
@@ -84,15 +93,22 @@ def encode_report(result: Result, sources: Sequence[Dataset], segmentation: Data
     if (result.outcome is Outcome.FOUND) != (segmentation is not None):
         raise EvidenceError(f"a report of an outcome '{result.outcome}' and its segmentation do not fit together")
     images = _used_images(result, sources)
+    groups = _groups(result, images, segmentation, context)
     report = MeasurementReport(
         observation_context=_observation_context(result),
         procedure_reported=codes.SCT.ImagingProcedure,  # a stand-in: the true code keeps its bytes, see below
-        imaging_measurements=_groups(result, images, segmentation, context),
+        imaging_measurements=groups or [_no_group(context)],
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(_LANGUAGE),
     )
+    if not groups:
+        del report[0].ContentSequence[-1]
+    report[0].ContentSequence.append(_conclusions(result))
     cited = [*images, segmentation] if segmentation is not None else images
-    stand_ins = [normalise_source(object_) for object_ in (images[0], *cited[len(images) :])]
-    stand_ins[0].SOPClassUID = SecondaryCaptureImageStorage  # highdicom knows no private class; `_cite` writes the true one
+    outlined = _outlined_images(report[0])
+    stand_ins = [normalise_source(image) for image in images if image is images[0] or str(image.SOPInstanceUID) in outlined]
+    for stand_in in stand_ins:
+        stand_in.SOPClassUID = SecondaryCaptureImageStorage  # highdicom knows no private class; `_cite` writes the true one
+    stand_ins += [normalise_source(object_) for object_ in cited[len(images) :]]
     made = Comprehensive3DSR(
         evidence=stand_ins,
         content=report[0],
@@ -143,40 +159,34 @@ def _observation_context(result: Result) -> ObservationContext:
     )
 
 
-# ── measurement groups ──────────────────────────────────────────────────────
+# ── what was measured ───────────────────────────────────────────────────────
 
 
 def _groups(result: Result, images: Sequence[Dataset], segmentation: Dataset | None, context: EvidenceContext) -> list[Group]:
-    groups: list[Group] = [_ending_group(result, context)]
-    if result.outcome not in {Outcome.FOUND, Outcome.NOTHING_FOUND}:
+    """Answers two groups for each structure that was found, under one Tracking UID.
+
+    Its volume by its segment (TID 1411), and its outline on the slice where it is largest (TID 1410).
+    """
+    groups: list[Group] = []
+    if segmentation is None:
         return groups
-    number = 0
-    for segment in result.segments:
-        if segment.present and segmentation is not None:
-            number += 1
-            groups.append(_found_group(segment, result, images, (segmentation, number), context))
-        else:
-            groups.append(_absent_group(segment.definition, result, context))
+    for number, segment in enumerate((one for one in result.segments if one.present), 1):
+        groups.append(_found_group(segment, result, images, (segmentation, number), context))
+        groups.append(_outlined_group(segment.definition, result, context))
     return groups
 
 
-def _ending_group(result: Result, context: EvidenceContext) -> MeasurementsAndQualitativeEvaluations:
-    """Answers how the analysis ended, with the reason and everything a reader must know of its making (TID 1501)."""
-    group = MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(uid=context.uid("tracking", "analysis"), identifier=f"{result.card.name} analysis"),
-        algorithm_id=_algorithm(result),
-        qualitative_evaluations=[QualitativeEvaluation(coded(SUMMARY_OF_ANALYSES), coded(_ENDINGS[result.outcome]))],
-    )
-    texts = [_NOT_VERIFIED]
-    if result.outcome is Outcome.NOT_ATTEMPTED:
-        texts = [f"The analysis was not attempted: {result.reason}", "Nothing can be concluded about the images."]
-    elif result.outcome is Outcome.FAILED:
-        texts = [f"The analysis failed: {result.reason}", "Nothing can be concluded about the images."]
-    elif result.outcome is Outcome.NOTHING_FOUND:
-        texts.append("The analysis ran to its end and found none of the structures it looks for.")
-    for text in (*texts, *(note.text for note in result.notes)):
-        _comment(group, text)
-    return group
+def _outlined_images(item: Dataset) -> set[str]:
+    """Answers the SOP Instance UIDs of the images below a content item: highdicom wants to see each."""
+    found = {str(one.ReferencedSOPInstanceUID) for one in item.get("ReferencedSOPSequence") or []}
+    for child in item.get("ContentSequence") or []:
+        found |= _outlined_images(child)
+    return found
+
+
+def _no_group(context: EvidenceContext) -> MeasurementsAndQualitativeEvaluations:
+    """Answers a stand-in: highdicom makes no report without a group."""
+    return MeasurementsAndQualitativeEvaluations(TrackingIdentifier(uid=context.uid("tracking", "none"), identifier="none"))
 
 
 def _found_group(
@@ -209,16 +219,68 @@ def _found_group(
     )
 
 
-def _absent_group(definition: SegmentDefinition, result: Result, context: EvidenceContext) -> MeasurementsAndQualitativeEvaluations:
-    """Answers a structure that was looked for and not found (TID 1501): never as a Finding, which would say the contrary."""
-    group = MeasurementsAndQualitativeEvaluations(
+def _outlined_group(
+    definition: SegmentDefinition, result: Result, context: EvidenceContext
+) -> PlanarROIMeasurementsAndQualitativeEvaluations:
+    """Answers the outline of a structure on its key slice (TID 1410): what viewers draw that do not follow a segment."""
+    assert result.label_map is not None  # noqa: S101 - a structure was found
+    region = key_region(result.label_map, definition.label_value)
+    return PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(definition, result, context),
+        referenced_region=ImageRegion(
+            graphic_type=GraphicTypeValues.POLYLINE,
+            graphic_data=region.points,
+            source_image=SourceImageForRegion(
+                referenced_sop_class_uid=region.plane.sop_class_uid,
+                referenced_sop_instance_uid=region.plane.sop_instance_uid,
+                referenced_frame_numbers=[region.plane.frame_number] if region.plane.frame_number is not None else None,
+            ),
+        ),
+        finding_category=coded(definition.category),
+        finding_type=coded(definition.type),
         finding_sites=_sites(definition),
         algorithm_id=_algorithm(result),
-        qualitative_evaluations=[QualitativeEvaluation(coded(definition.type), coded(ABSENT))],
     )
-    _comment(group, f"{definition.label}: not outlined by the model in these images.")
-    return group
+
+
+# ── what was concluded ──────────────────────────────────────────────────────
+
+
+def _conclusions(result: Result) -> ContainerContentItem:
+    """Answers how the analysis ended, what was looked for and not found, and what a reader must know (TID 1500, row 12).
+
+    Apart from the measurements: OHIF shows nothing of a report in which a measurement group has no place on an image.
+    """
+    container = ContainerContentItem(name=coded(QUALITATIVE_EVALUATIONS), relationship_type=RelationshipTypeValues.CONTAINS)
+    container.ContentSequence = ContentSequence()
+    container.ContentSequence.append(_code(SUMMARY_OF_ANALYSES, _ENDINGS[result.outcome]))
+    for text in _sentences(result):
+        container.ContentSequence.append(_comment(text))
+    if result.outcome in {Outcome.FOUND, Outcome.NOTHING_FOUND}:
+        for segment in result.segments:
+            if not segment.present:
+                container.ContentSequence.append(_code(segment.definition.type, ABSENT))
+                container.ContentSequence.append(_comment(f"{segment.definition.label}: not outlined by the model in these images."))
+    return container
+
+
+def _sentences(result: Result) -> list[str]:
+    texts = [_NOT_VERIFIED]
+    if result.outcome is Outcome.NOT_ATTEMPTED:
+        texts = [f"The analysis was not attempted: {result.reason}", "Nothing can be concluded about the images."]
+    elif result.outcome is Outcome.FAILED:
+        texts = [f"The analysis failed: {result.reason}", "Nothing can be concluded about the images."]
+    elif result.outcome is Outcome.NOTHING_FOUND:
+        texts.append("The analysis ran to its end and found none of the structures it looks for.")
+    return [*texts, *(note.text for note in result.notes)]
+
+
+def _code(name: Code, value: Code) -> CodeContentItem:
+    return CodeContentItem(name=coded(name), value=coded(value), relationship_type=RelationshipTypeValues.CONTAINS)
+
+
+def _comment(text: str) -> TextContentItem:
+    return TextContentItem(name=codes.DCM.Comment, value=text, relationship_type=RelationshipTypeValues.CONTAINS)
 
 
 def _tracking(definition: SegmentDefinition, result: Result, context: EvidenceContext) -> TrackingIdentifier:
@@ -246,11 +308,6 @@ def _algorithm(result: Result) -> AlgorithmIdentification:
         family=coded(card.family),
         parameters=[parameters] if parameters else None,
     )
-
-
-def _comment(group: MeasurementsAndQualitativeEvaluations, text: str) -> None:
-    item = TextContentItem(name=codes.DCM.Comment, value=text, relationship_type=RelationshipTypeValues.CONTAINS)
-    group[0].ContentSequence.append(item)
 
 
 # ── header ──────────────────────────────────────────────────────────────────

@@ -61,6 +61,21 @@ def restore_labels(scores: Scores, source: SourceGrid) -> NDArray[np.uint8]:
     return labels
 
 
+def restore_probability(scores: Scores, source: SourceGrid) -> NDArray[np.float32]:
+    """Answers the probability of the one class of `scores` at every source pixel, 0 where the network's grid does not reach."""
+    values = torch.from_numpy(np.ascontiguousarray(scores.values))
+    index_from_patient = np.linalg.inv(scores.patient_from_index)
+    probabilities = np.zeros(source.shape, dtype=np.float32)
+    whole = ((0, source.rows), (0, source.columns))
+
+    def fill(plane_index: int) -> None:
+        sampler = _PlaneSampler(values, index_from_patient[:3] @ source.patient_from_pixel(plane_index), whole)
+        probabilities[plane_index] = (sampler.sample(0, whole).clamp(0, 1) * sampler.inside).numpy()
+
+    map_on_all_cores(fill, range(len(source.planes)))
+    return probabilities
+
+
 Window = tuple[tuple[int, int], tuple[int, int]]
 """Half-open ranges of rows and columns."""
 
@@ -83,6 +98,11 @@ class _PlaneSampler:
         # grid_sample wants -1..1 and the last axis first (align_corners: -1 and 1 are the centres of the end voxels)
         scaled = [2 * place / max(size - 1, 1) - 1 for place, size in zip(index, sizes, strict=True)]
         self._grid = torch.stack(scaled[::-1], dim=-1).float()
+
+    @property
+    def inside(self) -> torch.Tensor:
+        """Which pixels of the window the network's grid reaches."""
+        return self._inside
 
     def sample(self, label: int, window: Window) -> torch.Tensor:
         """Answers the scores of one class at the pixels of `window`, shape (rows, columns)."""

@@ -162,8 +162,6 @@ class StorageScp:
     def _converse(self, conversation: Conversation) -> None:
         try:
             end = self._run(conversation)
-            if conversation.instances and self._on_end is not None:
-                self._on_end(conversation.name)
             if conversation.admitted:
                 log.info(
                     "association.ended",
@@ -187,6 +185,8 @@ class StorageScp:
             return f"the peer {error}"
         finally:
             conversation.ended = True
+            if conversation.instances and self._on_end is not None:  # also after a fault of ours: its studies must not wait for it
+                self._on_end(conversation.name)
         return "released" if conversation.released else "aborted"
 
     def _admit(self, caller: Caller, conversation: Conversation) -> Refusal | None:

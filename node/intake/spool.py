@@ -21,7 +21,7 @@ import struct
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -153,7 +153,8 @@ class IncomingFile:
     def discard(self) -> None:
         """Forgets the instance: closed and gone. Harmless when it has been kept."""
         self._close()
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that does not even remove: the sweep at the next start does
+            self.path.unlink(missing_ok=True)
 
     def _fail(self, error: OSError) -> None:
         self._fault = as_out_of_resources(error)

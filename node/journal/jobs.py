@@ -1,10 +1,11 @@
 """Jobs: opened by the dispatcher, claimed and ended by a worker, opened again by a person."""
 
 import sqlite3
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from node.domain.objects import DEFAULT_OBJECTS, ResultObject
 from node.domain.result import PredecessorDocument
 from node.domain.states import DeliveryState, JobState, Outcome, Priority
 from node.errors import UsageError
@@ -26,6 +27,8 @@ class NewJob:
     """SOP Instance UID → sha256 of the bytes to use."""
     destinations: tuple[str, ...]
     priority: Priority = Priority.MEDIUM
+    objects: Mapping[str, tuple[ResultObject, ...]] = field(default_factory=dict)
+    """Destination → the objects that it gets, where not DEFAULT_OBJECTS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class JobJournal:
         """
         row = self._connection.execute("SELECT job_id FROM job WHERE job_key = ?", (new.job_key,)).fetchone()
         if row is not None:
-            self._add_destinations(row["job_id"], new.destinations, now_s)
+            self._add_destinations(row["job_id"], new, now_s)
             return False
         predecessor = self._connection.execute(
             "SELECT job_id FROM job WHERE study_instance_uid = ? AND model = ? AND route = ? ORDER BY job_id DESC LIMIT 1",
@@ -71,7 +74,7 @@ class JobJournal:
         self._connection.executemany(
             "INSERT INTO job_input VALUES (?, ?, ?)", [(job_id, uid, sha256) for uid, sha256 in new.inputs.items()]
         )
-        self._add_destinations(job_id, new.destinations, now_s)
+        self._add_destinations(job_id, new, now_s)
         if predecessor:
             self._supersede(predecessor["job_id"], job_id, now_s)
         return True
@@ -88,9 +91,10 @@ class JobJournal:
             (JobState.CANCELED, Outcome.NOT_ATTEMPTED, reason, now_s, job_id),
         )
 
-    def _add_destinations(self, job_id: int, destinations: Sequence[str], now_s: float) -> None:
+    def _add_destinations(self, job_id: int, new: NewJob, now_s: float) -> None:
         self._connection.executemany(
-            "INSERT OR IGNORE INTO job_destination VALUES (?, ?)", [(job_id, destination) for destination in destinations]
+            "INSERT OR IGNORE INTO job_destination (job_id, destination, objects) VALUES (?, ?, ?)",
+            [(job_id, destination, ",".join(new.objects.get(destination, DEFAULT_OBJECTS))) for destination in new.destinations],
         )
         self._queue_deliveries(job_id, now_s)
 
@@ -98,7 +102,8 @@ class JobJournal:
         missing = self._connection.execute(
             "SELECT e.sop_instance_uid, d.destination FROM evidence e JOIN job_destination d USING (job_id)"
             " LEFT JOIN delivery x ON x.sop_instance_uid = e.sop_instance_uid AND x.destination = d.destination"
-            " WHERE job_id = ? AND x.delivery_id IS NULL ORDER BY d.destination, e.role",
+            " WHERE job_id = ? AND x.delivery_id IS NULL AND instr(',' || d.objects || ',', ',' || e.role || ',')"
+            " ORDER BY d.destination, e.role",
             (job_id,),
         ).fetchall()
         for sop_instance_uid, destination in missing:
@@ -150,6 +155,11 @@ class JobJournal:
         """Answers SOP Instance UID → sha256 of the bytes that a job uses."""
         rows = self._connection.execute("SELECT sop_instance_uid, sha256 FROM job_input WHERE job_id = ?", (job_id,)).fetchall()
         return {row["sop_instance_uid"]: row["sha256"] for row in rows}
+
+    def objects_of(self, job_id: int) -> frozenset[ResultObject]:
+        """Answers which objects the destinations of a job get, together."""
+        rows = self._connection.execute("SELECT objects FROM job_destination WHERE job_id = ?", (job_id,)).fetchall()
+        return frozenset(ResultObject(name) for row in rows for name in row["objects"].split(",") if name)
 
     def enter_step(self, job: JobRecord, step: str) -> bool:
         """Notes the step a job is in; False when another worker holds it by now."""

@@ -72,7 +72,9 @@ class RetentionJournal:
         ).fetchone()
         results = self._connection.execute(
             "SELECT coalesce(sum(e.size_bytes) FILTER (WHERE e.purged_at IS NULL), 0) AS bytes,"
-            " count(*) FILTER (WHERE NOT EXISTS (SELECT 1 FROM delivery d WHERE d.sop_instance_uid = e.sop_instance_uid)) AS unqueued"
+            " count(*) FILTER (WHERE NOT EXISTS (SELECT 1 FROM delivery d WHERE d.sop_instance_uid = e.sop_instance_uid)"
+            " AND NOT EXISTS (SELECT 1 FROM job_destination w WHERE w.job_id = e.job_id"
+            " AND NOT instr(',' || w.objects || ',', ',' || e.role || ','))) AS unqueued"
             " FROM job j JOIN evidence e USING (job_id) WHERE j.study_instance_uid = ?",
             (study_instance_uid,),
         ).fetchone()

@@ -81,6 +81,7 @@ CREATE TABLE job_input (
 CREATE TABLE job_destination (
     job_id      INTEGER NOT NULL REFERENCES job,
     destination TEXT NOT NULL,
+    objects     TEXT NOT NULL DEFAULT 'sr,seg',      -- which objects it gets: roles of evidence
     PRIMARY KEY (job_id, destination)
 ) STRICT, WITHOUT ROWID;
 

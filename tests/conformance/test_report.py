@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 
 from node.domain.result import PredecessorDocument
@@ -72,17 +73,45 @@ def test_pixelmed_finds_no_fault_in_the_template(path: Path) -> None:
     assert template_faults(path) == []
 
 
-def test_dcmqi_reads_the_ending_and_the_volumes(path: Path, case: Case, tmp_path: Path) -> None:
-    document = read_report(path, tmp_path / "report.json")
-    ending, *groups = document["Measurements"]
-    codes = {item["conceptCode"]["CodeValue"]: item["conceptValue"] for item in ending["qualitativeEvaluations"]}
-    assert codes["111065"]["CodeValue"] == ENDINGS[case.result.outcome]
+def test_dcmqi_reads_the_volumes(path: Path, case: Case, tmp_path: Path) -> None:
+    groups = read_report(path, tmp_path / "report.json").get("Measurements", [])
     volumes = [float(group["measurementItems"][0]["value"]) for group in groups if group["measurementItems"]]
     assert volumes == [segment.measurements[0].value for segment in case.result.segments if segment.present]
-    if case.result.outcome in {Outcome.FOUND, Outcome.NOTHING_FOUND}:
-        assert len(groups) == len(case.result.card.segments)
-    else:
-        assert groups == [], "a run that failed says nothing about structures"
+    assert len(groups) == 2 * len(volumes), "each measured by its segment, and outlined on its key slice"
+
+
+def test_every_report_concludes(path: Path, case: Case) -> None:
+    conclusions = _conclusions(pydicom.dcmread(path))
+    endings = [item.ConceptCodeSequence[0].CodeValue for item in conclusions if _name(item) == "111065"]
+    assert endings == [ENDINGS[case.result.outcome]]
+    absent = [item for item in conclusions if item.ValueType == "CODE" and item.ConceptCodeSequence[0].CodeValue == "272519000"]
+    told = len(case.result.card.segments) if case.result.outcome is Outcome.NOTHING_FOUND else 0
+    assert len(absent) == told, "a run that failed says nothing about structures"
+    assert conclusions[1].TextValue.startswith(("AI result, not verified", "The analysis "))
+
+
+@pytest.mark.parametrize("geometry", ["axial", "sagittal", "oblique", "tilted", "enhanced"])
+def test_the_outline_lies_around_the_structure_on_its_key_slice(tmp_path: Path, geometry: str) -> None:
+    """For viewers that draw coordinates and no segments: closed, never of four or five points, under the Tracking UID of the segment."""
+    case = make_case(tmp_path, geometry, 3)
+    seg, sr = case.segmentation(), case.report()
+    planes = {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(case.label_map.source.planes)}
+    outlined = [group for group in _groups(sr) if _value(group, "111030")]
+    assert [_value(group, "112040").UID for group in outlined] == [item.TrackingUID for item in seg.SegmentSequence]
+    for number, group in enumerate(outlined, 1):
+        region = _value(group, "111030")
+        points = np.array(region.GraphicData, dtype=float).reshape(-1, 2)
+        assert (region.GraphicType, len(points) >= 6) == ("POLYLINE", True)
+        assert np.array_equal(points[0], points[-1])
+        (reference,) = region.ContentSequence[0].ReferencedSOPSequence
+        frame = reference.get("ReferencedFrameNumber")
+        plane = case.label_map.labels[planes[str(reference.ReferencedSOPInstanceUID), int(frame) if frame else None]] == 2 * number
+        areas = (case.label_map.labels == 2 * number).sum(axis=(1, 2))
+        assert plane.sum() == areas.max()
+        picture = Image.new("1", plane.shape[::-1])
+        ImageDraw.Draw(picture).polygon([(x - 0.5, y - 0.5) for x, y in points], fill=1)
+        drawn = np.asarray(picture)
+        assert 2 * (drawn & plane).sum() / (drawn.sum() + plane.sum()) > 0.85
 
 
 def test_dsr2html_shows_what_was_found(path: Path, case: Case, tmp_path: Path) -> None:
@@ -124,6 +153,7 @@ def test_report_and_segmentation_agree(tmp_path: Path) -> None:
     segments = {int(item.SegmentNumber): item for item in seg.SegmentSequence}
     groups = [group for group in _groups(sr) if _value(group, "121191")]
     assert len(groups) == len(segments) == 17
+    assert len(_groups(sr)) == 34
     counts = np.bincount(case.label_map.labels.reshape(-1) // 2)
     voxel_cm3 = 3.0 * 2.0 * 2.0 / 1000
     for group in groups:
@@ -159,12 +189,10 @@ def test_observer_algorithm_and_contributing_equipment_are_one(tmp_path: Path) -
 
 
 def test_a_structure_that_is_absent_is_no_finding(tmp_path: Path) -> None:
-    case = with_outcome(make_case(tmp_path, parts=3), Outcome.NOTHING_FOUND)
-    _, *groups = _groups(case.report())
-    assert len(groups) == 3
-    for group in groups:
-        assert _value(group, "121071") is None
-        assert _value(group, "42695009").ConceptCodeSequence[0].CodeValue == "272519000"
+    sr = with_outcome(make_case(tmp_path, parts=3), Outcome.NOTHING_FOUND).report()
+    assert not [item for item in sr.ContentSequence if _name(item) == "126010"]
+    told = [item for item in _conclusions(sr) if _name(item) == "42695009"]
+    assert [item.ConceptCodeSequence[0].CodeValue for item in told] == ["272519000"] * 3
 
 
 def test_some_found_and_some_not(tmp_path: Path) -> None:
@@ -173,9 +201,10 @@ def test_some_found_and_some_not(tmp_path: Path) -> None:
     case = replace(case, result=found(case.result.card, case.label_map))
     seg, sr = case.segmentation(), case.report()
     assert [(item.SegmentNumber, item.SegmentLabel) for item in seg.SegmentSequence] == [(1, "Part 1"), (2, "Part 3"), (3, "Part 4")]
-    references = [_value(group, "121191") for group in _groups(sr)[1:]]
-    numbers = [item.ReferencedSOPSequence[0].ReferencedSegmentNumber if item else None for item in references]
-    assert numbers == [1, None, 2, 3]
+    references = [_value(group, "121191") for group in _groups(sr)]
+    numbers = [item.ReferencedSOPSequence[0].ReferencedSegmentNumber for item in references if item]
+    assert numbers == [1, 2, 3]
+    assert [item.TextValue for item in _conclusions(sr) if "Part 2" in str(item.get("TextValue"))]
     path = write(sr, tmp_path / "sr.dcm")
     assert iod_faults(path) == tree_faults(path) == template_faults(path) == []
 
@@ -189,7 +218,7 @@ def test_incomplete_input_makes_the_report_partial(tmp_path: Path) -> None:
     sr = replace(case, result=replace(case.result, notes=notes)).report()
     assert sr.CompletionFlag == "PARTIAL"
     assert sr.CompletionFlagDescription.startswith("One slice of 24 was missing")
-    comments = [item.TextValue for item in _groups(sr)[0].ContentSequence if _name(item) == "121106"]
+    comments = [item.TextValue for item in _conclusions(sr) if _name(item) == "121106"]
     assert {note.text for note in notes} <= set(comments)
     path = write(sr, tmp_path / "sr.dcm")
     assert iod_faults(path) == tree_faults(path) == []
@@ -220,6 +249,11 @@ def test_request_and_predecessor_are_told(tmp_path: Path) -> None:
 def _groups(sr: Dataset) -> list[Dataset]:
     measurements = next(item for item in sr.ContentSequence if _name(item) == "126010")
     return list(measurements.ContentSequence)
+
+
+def _conclusions(sr: Dataset) -> list[Dataset]:
+    (container,) = [item for item in sr.ContentSequence if _name(item) == "C0034375"]
+    return list(container.ContentSequence)
 
 
 def _name(item: Dataset) -> str:

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -80,7 +81,8 @@ class Life:
 class Driver:
     """The process that forks lives (tests/faults/driver.py)."""
 
-    def __init__(self, library: Path, log: Path) -> None:
+    def __init__(self, log: Path, library: Path | None = None) -> None:
+        """`library` is the shim, without which lives can be killed at steps but not broken at calls."""
         self._log = log.open("ab")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.faults.driver"],
@@ -170,8 +172,9 @@ class Workshop:
         stop.unlink(missing_ok=True)
         port_file.unlink(missing_ok=True)
         self.driver.begin(config=str(self.node / "node.toml"), roles=["listen"], arm=arm and asdict(arm))
+        deadline = time.monotonic() + ANSWER_LIMIT_S
         while not port_file.exists() and not self.driver.has_ended(0.002):
-            pass
+            assert time.monotonic() < deadline, "the listener does not start"
         acknowledged: set[str] = set()
         if not self.driver.has_ended():
             peer = peer_of(int(port_file.read_text()), calling="ARCHIVE")
@@ -180,9 +183,13 @@ class Workshop:
         stop.touch()
         return self.driver.end(), acknowledged
 
+    def _journal(self) -> sqlite3.Connection:
+        """Opens the journal to look only: what its log holds is left for the node to bring in."""
+        return sqlite3.connect(f"file:{self.state}/journal.sqlite?mode=ro", uri=True)
+
     def results(self) -> int:
         """Answers how many objects are recorded as made."""
-        with closing(sqlite3.connect(f"file:{self.state}/journal.sqlite?mode=ro", uri=True)) as connection:
+        with closing(self._journal()) as connection:
             if not connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'evidence'").fetchone()[0]:
                 return 0
             return int(connection.execute("SELECT count(*) FROM evidence").fetchone()[0])
@@ -193,7 +200,7 @@ class Workshop:
         """P1, at any moment: the journal is sound, and what was acknowledged is recorded and lies there, byte for byte."""
         if not acknowledged and not (self.state / "journal.sqlite").exists():
             return
-        with closing(sqlite3.connect(self.state / "journal.sqlite")) as connection:
+        with closing(self._journal()) as connection:
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             recorded = dict(connection.execute("SELECT sop_instance_uid, sha256 FROM instance").fetchall()) if acknowledged else {}
             evidence = connection.execute("SELECT path, sha256 FROM evidence").fetchall() if acknowledged else []
@@ -206,7 +213,7 @@ class Workshop:
     def check_promises(self) -> None:
         """P1 to P4, after the recovery: everything received, one job with one outcome, delivered once, nothing left over."""
         self.check_kept(set(self.digests))
-        with closing(sqlite3.connect(self.state / "journal.sqlite")) as connection:
+        with closing(self._journal()) as connection:
             series = connection.execute("SELECT state, reason FROM series").fetchall()
             jobs = connection.execute("SELECT state, outcome, owner FROM job").fetchall()
             deliveries = connection.execute("SELECT state FROM delivery").fetchall()
@@ -237,7 +244,7 @@ class Workshop:
 @contextmanager
 def workshop(folder: Path, library: Path) -> Iterator[Workshop]:
     """A workshop with the states of a node after each step of a clean run; `expected` is what that run delivered."""
-    with closing(RememberingArchive(folder / "archive")) as archive, closing(Driver(library, folder / "driver.log")) as driver:
+    with closing(RememberingArchive(folder / "archive")) as archive, closing(Driver(folder / "driver.log", library)) as driver:
         series = make_ct_series(folder / "ct", slices=6, rows=32, columns=32, spacing_mm=(12.0, 4.0, 4.0))
         files = tuple(read_part10(path) for path in series.paths)
         shop = Workshop(folder, driver, archive, files, {file.sop_instance_uid: digest(data_set_of(file.path)) for file in files})

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from node.app import die_with_parent
 from node.config import Config, load_config
 from node.delivery.outbox import Courier, Destination
 from node.dispatcher import run_dispatcher
@@ -27,20 +29,27 @@ from node.inference import parallel
 from node.inference.bundle import load_bundle
 from node.intake.association import run_listener
 from node.intake.contexts import supported_contexts
-from node.journal import OutboxJournal, open_database
+from node.journal import JobEnd, JobJournal, JobRecord, OutboxJournal, open_database
+from node.journal.database import BUSY_TIMEOUT_S
 from node.modelstore import find_card
 from node.pipeline import context_for, run_offline
-from node.worker import run_worker
+from node.worker import Worker, run_worker
 from tests.bundles import make_bundle
 from tests.factories import make_ct_series
-from tests.faults.shim import Arm, Kind, Mode, arm, disarm
+from tests.faults.shim import Arm, Hit, Kind, Mode, arm, disarm
 
 STOP_FILE = "stop"
 """Beside the state: its appearance ends a listener."""
 
+JOB_ENDED = "end"
+"""A moment to die at that is no step: the job has ended, nothing else has been done."""
+
 LEAP_S = 400.0
 """How far the clock moves on when a role has nothing to do: beyond every wait between attempts."""
 
+
+LAST_THREAD_S = BUSY_TIMEOUT_S + 10.0
+"""How long a thread of the listener may outlive it: SQLite waits so long for a log that a broken disk does not let it recover."""
 
 SEASON_S = 90 * 86400.0
 
@@ -93,7 +102,7 @@ def listen(config: Config, clock: Clock, rounds: int) -> None:
     """The listener, until the stop file is there; no descriptor is left behind."""
     before = _descriptors()
     run_listener(config, UntilFile(config.node.state_dir.parent / STOP_FILE))
-    deadline = time.monotonic() + 3.0
+    deadline = time.monotonic() + LAST_THREAD_S
     while (leaked := _descriptors() - before) and time.monotonic() < deadline:
         time.sleep(0.01)  # the last threads of the associations
     assert not leaked, f"descriptors left open: {sorted(leaked)}"
@@ -138,6 +147,25 @@ def _descriptors() -> set[str]:
     return found
 
 
+def die_at(moment: str) -> None:
+    """Kill -9 of this process when its worker enters a step, or right behind the end of a job."""
+    enter, end = Worker._enter, JobJournal.end
+
+    def enter_and_die(self: Worker, job: JobRecord, step: str, fraction: float) -> None:
+        enter(self, job, step, fraction)
+        if step == moment and fraction == 0.0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def end_and_die(self: JobJournal, job: JobRecord, how: JobEnd, *, now_s: float) -> bool:
+        end(self, job, how, now_s=now_s)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    Worker._enter = enter_and_die  # type: ignore[method-assign]
+    if moment == JOB_ENDED:
+        JobJournal.end = end_and_die  # type: ignore[method-assign]
+
+
 def run_child(request: dict[str, Any], answers: int) -> None:
     """One life of a process of the node: its roles in order, the first fault ends it."""
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what it says is no answer
@@ -149,14 +177,16 @@ def run_child(request: dict[str, Any], answers: int) -> None:
         config = load_config(Path(request["config"]))
         if how:
             arm(config.node.state_dir, Arm(Kind(how["kinds"]), Mode(how["mode"]), how["error"], how["nth"]))
+        if request.get("die_at"):
+            die_at(request["die_at"])
         for role in request["roles"]:
             ROLES[role](config, clock, request.get("rounds", 1))
     except BaseException as error:  # noqa: BLE001 - a process of the node dies of it, and its supervisor sees that
-        hit = disarm()
+        hit = disarm() if how else Hit(0, 0, "")
         answer["error"] = f"{type(error).__name__}: {error}"
         traceback.print_exc()
     else:
-        hit = disarm()
+        hit = disarm() if how else Hit(0, 0, "")
     answer.update(counted=hit.counted, hits=hit.hits, first=hit.first, ahead_s=clock.ahead_s)
     os.write(answers, json.dumps(answer).encode())
     os._exit(1 if answer["error"] else 0)
@@ -188,8 +218,9 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         reader, writer = os.pipe()
-        pid = os.fork()
+        driver, pid = os.getpid(), os.fork()
         if pid == 0:
+            die_with_parent(driver)
             os.close(reader)
             run_child(request, writer)
         os.close(writer)

@@ -86,9 +86,10 @@ def build(folder: Path) -> Path:
     return library
 
 
-def preloading(library: Path) -> dict[str, str]:
-    """Answers the environment of a process that has the shim, and no threads that a fork would lose."""
-    return {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+def preloading(library: Path | None) -> dict[str, str]:
+    """Answers the environment of a process that has the shim, if any, and no threads that a fork would lose."""
+    shim = {"LD_PRELOAD": str(library)} if library else {}
+    return {**os.environ, **shim, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @cache

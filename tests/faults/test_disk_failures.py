@@ -1,5 +1,6 @@
 """Faults that the anomaly loops found, each on its own."""
 
+import errno
 import os
 import sqlite3
 import subprocess
@@ -10,8 +11,15 @@ from typing import Any
 
 import pytest
 
+from node.delivery.store_scu import contexts_for, read_part10
+from node.errors import PeerUnreachable
 from node.files import write_durably
+from node.intake.conversation import Conversation
+from node.intake.spool import FileIdentity, Spool
 from node.journal import JournalUnusable, open_database
+from tests.factories import make_ct_series
+from tests.integration.intake_kit import config_for, listening, open_scu
+from tests.peers import wait_until
 
 
 class BrokenDisk(sqlite3.Connection):
@@ -34,6 +42,38 @@ def test_a_broken_disk_is_told_at_once_and_not_waited_for(tmp_path: Path, monkey
     with pytest.raises(JournalUnusable, match="disk I/O error"):
         open_database(tmp_path)
     assert BrokenDisk.tries == 1
+
+
+def test_a_disk_that_does_not_even_remove_costs_no_association(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`discard` is called where nothing may be raised; what stays is swept at the next start."""
+    spool = Spool(tmp_path / "spool")
+    spool.prepare()
+    incoming = spool.open_incoming(FileIdentity("1.2.840.10008.5.1.4.1.1.2", "1.2.3", "1.2.840.10008.1.2.1"))
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.unlink", broken)
+        incoming.discard()
+    assert not incoming.is_open
+    assert spool.prepare() == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_ours_in_an_association_holds_no_study_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [read_part10(path) for path in make_ct_series(tmp_path / "ct", slices=2).paths]
+    with listening(config_for(tmp_path / "state")) as listener, open_scu(listener.port, contexts_for(files)) as scu:
+        scu.store(files[0])
+        assert listener.open_associations() == 1
+
+        def broken(*_: Any) -> None:
+            raise RuntimeError("a fault of ours")
+
+        monkeypatch.setattr(Conversation, "_take", broken)
+        with pytest.raises(PeerUnreachable):
+            scu.store(files[1])
+        wait_until(lambda: listener.open_associations() == 0, "the end of the association", 10)
 
 
 def dead_pid() -> int:

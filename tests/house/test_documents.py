@@ -18,6 +18,7 @@ DOCUMENTS = (
     "ARCHITECTURE.md",
     "models/CARD.md",
     "docs/how-to/disk-and-journal.md",
+    "docs/how-to/results.md",
     "docs/explanation/promises.md",
     "docs/explanation/limits.md",
 )

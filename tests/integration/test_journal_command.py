@@ -124,7 +124,7 @@ def test_what_is_wrong_is_found_and_named(
 def unhinge(place: Place) -> None:
     with place.journal() as connection:
         connection.execute("PRAGMA foreign_keys = OFF")
-        connection.execute("INSERT INTO job_destination VALUES (99, 'nowhere')")
+        connection.execute("INSERT INTO job_destination (job_id, destination) VALUES (99, 'nowhere')")
 
 
 def test_jobs_of_dead_workers_are_wrong_only_while_a_node_runs(place: Place, radnode: Command, monkeypatch: pytest.MonkeyPatch) -> None:

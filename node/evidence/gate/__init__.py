@@ -11,12 +11,13 @@ from pydicom.dataset import Dataset
 
 from node.evidence.gate.faults import Fault, Severity
 from node.evidence.gate.identity import algorithm_device_uid, equipment_faults, identity_faults, loss_faults
+from node.evidence.gate.other import other_faults, other_source_faults
 from node.evidence.gate.presence import form_faults, presence_faults
 from node.evidence.gate.report import agreement_faults, observer_uid, presence_conflicts, referenced_segmentations, report_faults
 from node.evidence.gate.segmentation import segmentation_faults, source_faults
 from node.evidence.gate.volumes import segment_volumes_mm3
 
-__all__ = ["Fault", "Severity", "examine_object", "examine_set", "segment_volumes_mm3"]
+__all__ = ["Fault", "Severity", "examine_object", "examine_set"]
 
 _SEGMENTATIONS: Final = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
 _REPORTS: Final = "1.2.840.10008.5.1.4.1.1.88."
@@ -62,6 +63,8 @@ def _object_faults(dataset: Dataset) -> Iterator[Fault]:
         yield from _guarded(report_faults, dataset)
         yield from _guarded(presence_conflicts, dataset)
         yield from _guarded(_observer_conflicts, dataset)
+    else:
+        yield from _guarded(other_faults, dataset)
 
 
 def _observer_conflicts(report: Dataset) -> Iterator[Fault]:
@@ -79,6 +82,8 @@ def _circle_of_sources(dataset: Dataset, headers: Mapping[str, Dataset]) -> Iter
     yield from _guarded(loss_faults, dataset, list(headers.values()))
     if str(dataset.get("SOPClassUID") or "") in _SEGMENTATIONS:
         yield from _guarded(source_faults, dataset, headers)
+    else:
+        yield from _guarded(other_source_faults, dataset, headers)
 
 
 def _guarded(check: Callable[..., Iterator[Fault]], *arguments: object) -> Iterator[Fault]:

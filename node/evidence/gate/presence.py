@@ -5,17 +5,21 @@ The tables are those of PS3.3 that highdicom ships; conditions (type 1C, 2C) are
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map, get_sop_class_iod_map
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from node.domain.identifiers import is_uid, is_usable_uid
+from node.evidence.exact import TEXT_VRS
 from node.evidence.gate.faults import Fault, Severity
 from node.evidence.gate.terms import code_faults
 
 _PER_FRAME: Final = Tag("PerFrameFunctionalGroupsSequence")
+_EXAMINED: Final = frozenset({"SQ", "UI", "UN", None})
+"""Value representations that hold UIDs and codes, or may turn out to."""
 _RETIRED_BUT_SENT: Final = frozenset({"OtherPatientIDs", "EthnicGroup"})
 """Retired of late: scanners write them, and results must agree with the patient's other objects."""
 
@@ -70,14 +74,23 @@ def _presence_fault(parent: Dataset, attribute: Mapping[str, Any]) -> Iterator[F
     name = ".".join([*attribute["path"], keyword])
     if keyword not in parent:
         yield Fault("header", f"{name} is absent (type {attribute['type']})", "PS3.3")
-    elif attribute["type"] == "1" and parent[keyword].is_empty:
+    elif attribute["type"] == "1" and _is_empty(parent, keyword):
         yield Fault("header", f"{name} is empty (type 1)", "PS3.3")
+
+
+def _is_empty(parent: Dataset, keyword: str) -> bool:
+    """Answers whether an attribute has no value; bytes are not decoded for it: contours have millions of numbers."""
+    element = cast("DataElement | RawDataElement", parent.get_item(keyword))
+    if not isinstance(element, RawDataElement):
+        return element.is_empty
+    value = element.value or b""
+    return not (value.strip(b" \0") if element.VR in TEXT_VRS else value)
 
 
 def form_faults(dataset: Dataset, where: str = "header") -> Iterator[Fault]:
     """Answers UIDs that are none and codes that are incomplete or wrong, in all the data set but its frames."""
     for tag in sorted(dataset.keys()):
-        if tag == _PER_FRAME:
+        if tag == _PER_FRAME or dataset.get_item(tag).VR not in _EXAMINED:
             continue
         element = dataset[tag]
         if element.VR == "SQ":

@@ -310,7 +310,7 @@ def test_a_commit_that_fails_leaves_no_lock_behind(connection: sqlite3.Connectio
     def break_a_promise_at_the_commit() -> None:
         with transaction(connection):
             connection.execute("PRAGMA defer_foreign_keys = ON")
-            connection.execute("INSERT INTO job_destination VALUES (99, 'nowhere')")
+            connection.execute("INSERT INTO job_destination (job_id, destination) VALUES (99, 'nowhere')")
 
     with pytest.raises(sqlite3.IntegrityError):
         break_a_promise_at_the_commit()
