@@ -87,8 +87,7 @@ def test_a_further_object_with_an_error_stays_in_quarantine_alone(prepared: Path
 def test_the_dispatcher_writes_down_what_the_configuration_says(prepared: Path, tmp_path: Path) -> None:
     config = copy_of(prepared, tmp_path / "node")
     with closing(open_database(config.node.state_dir)) as connection:
-        for table in ("job_input", "job_destination", "job"):
-            connection.execute(f"DELETE FROM {table}")
+        connection.executescript("DELETE FROM job_input; DELETE FROM job_destination; DELETE FROM job")
         connection.execute("UPDATE study SET state = 'RECEIVING'")
         rules = Rules(
             tuple(route.as_route() for route in config.routes),
