@@ -1,11 +1,11 @@
-"""`make bench`: how fast a study is received, beside the C++ listeners, and where a run spends its seconds."""
+"""`make bench`: how fast a study is received, beside the C++ listeners, how a segmentation is encoded, and where a run spends its seconds."""
 
 import argparse
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import main_path, receiving
+from benchmarks import encoding, main_path, receiving
 
 
 def main() -> int:
@@ -13,12 +13,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--slices", type=int, default=200, help="CT slices of 512x512 a study (default 200)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds, of which the median is printed (default 3)")
-    parser.add_argument("--only", choices=["receiving", "main-path"], help="one of the two alone")
+    parser.add_argument("--encoded-slices", type=int, default=600, help="slices of the segmentations that are encoded (default 600)")
+    parser.add_argument("--only", choices=["receiving", "encoding", "main-path"], help="one of them alone")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="radnode-bench-") as folder:
-        if arguments.only != "main-path":
+        if arguments.only in {None, "receiving"}:
             receiving.measure(Path(folder) / "receiving", slices=arguments.slices, rounds=arguments.rounds)
-        if arguments.only != "receiving":
+        if arguments.only in {None, "encoding"}:
+            encoding.measure(Path(folder) / "encoding", slices=arguments.encoded_slices)
+        if arguments.only in {None, "main-path"}:
             main_path.measure(Path(folder) / "main-path")
     return 0
 

@@ -104,7 +104,7 @@ class Node:
         """Starts it; it may take a while until it listens."""
         command = [sys.executable, "-m", "node", "serve", "--config", str(self.folder / "node.toml")]
         with (self.folder / "node.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own interpreter and module
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """Kill -9; its children follow by themselves."""

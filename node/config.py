@@ -148,7 +148,10 @@ class PeerSection(Section):
     host: Annotated[str, Field(min_length=1)]
     port: Port
     may_send: bool = False
-    objects: Annotated[list[Literal["sr", "seg", "sc", "rtstruct", "pdf", "gsps", "kos", "pm"]], Field(min_length=1)] = ["sr", "seg"]
+    objects: Annotated[list[Literal["sr", "seg", "labelmap", "sc", "rtstruct", "pdf", "gsps", "kos", "pm"]], Field(min_length=1)] = [
+        "sr",
+        "seg",
+    ]
     confirm: Literal["auto", "commitment", "query", "none"] = "auto"
     tls: bool = False
     tls_verify_host: bool = True

@@ -14,7 +14,7 @@ from node.domain.completeness import Completeness, CompletenessPolicy, judge_com
 from node.domain.identifiers import derive_job_key
 from node.domain.instance import SeriesHeader
 from node.domain.modelcard import ModelCard
-from node.domain.objects import ResultObject
+from node.domain.objects import ResultObject, objects_for
 from node.domain.retention import purged_reason
 from node.domain.routing import Route, StudyDecision, decide_study
 from node.domain.states import SeriesState
@@ -47,7 +47,7 @@ def run_dispatcher(config: Config, stop: threading.Event) -> None:
         routes=tuple(route.as_route() for route in config.routes),
         cards=usable_cards(config),
         policy=CompletenessPolicy(config.study_complete.quiet_s, config.study_complete.max_wait_s),
-        objects={name: tuple(ResultObject(one) for one in peer.objects) for name, peer in config.peers.items()},
+        objects={name: objects_for(peer.objects) for name, peer in config.peers.items()},
     )
     dispatcher = Dispatcher(open_database(config.node.state_dir), config.node.state_dir, rules)
     while not stop.wait(TICK_S):

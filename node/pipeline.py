@@ -33,7 +33,7 @@ from node.evidence.page import render_page
 from node.evidence.parametric_map import encode_parametric_map
 from node.evidence.presentation_state import encode_presentation_state
 from node.evidence.secondary_capture import encode_secondary_capture
-from node.evidence.segmentation import encode_segmentation
+from node.evidence.segmentation import encode_label_map, encode_segmentation
 from node.evidence.sop_common import part10_bytes
 from node.evidence.structure_set import encode_structure_set
 from node.files import write_durably
@@ -192,8 +192,7 @@ def encode(
         report = encode_report(result, sources, segmentation, context)
         objects = {"seg": segmentation, "sr": report}
         encoded = {role: (dataset, part10_bytes(dataset)) for role, dataset in objects.items() if dataset is not None}
-        for role, dataset in further_objects(analysis, context, wanted or Wanted()):
-            encoded[role] = (dataset, part10_bytes(dataset))
+        encoded |= further_objects(analysis, context, wanted or Wanted())
     with watch.stage(Step.EXAMINE):
         for role in _pass_the_gate({role: content for role, (_, content) in encoded.items()}, sources, folder, wanted or Wanted()):
             del encoded[role]
@@ -206,12 +205,15 @@ def encode(
     return tuple(frozen)
 
 
-def further_objects(analysis: Analysis, context: EvidenceContext, wanted: Wanted) -> Iterator[tuple[str, Dataset]]:
-    """Answers what is wanted besides SEG and SR, as far as it can be made of this outcome."""
+def further_objects(analysis: Analysis, context: EvidenceContext, wanted: Wanted) -> dict[str, tuple[Dataset, bytes]]:
+    """Answers what is wanted besides SEG and SR, as far as it can be made of this outcome, each with its bytes."""
+    made: dict[str, tuple[Dataset, bytes]] = {}
     result, sources, volume = analysis.result, analysis.sources, analysis.volume
     is_found = result.outcome is Outcome.FOUND
     low, high = window_of(volume, result) if volume is not None else (0.0, 1.0)
     makers: dict[ResultObject, tuple[bool, Callable[[], Dataset]]] = {
+        ResultObject.LABELMAP: (is_found, lambda: encode_label_map(result, sources, context)),
+        ResultObject.SR_LABELMAP: (True, lambda: _report_on_label_map(analysis, context)),
         ResultObject.SC: (volume is not None, lambda: encode_secondary_capture(result, sources, cast("Volume", volume), context)),
         ResultObject.KOS: (is_found, lambda: encode_key_objects(result, sources, context)),
         ResultObject.GSPS: (is_found, lambda: encode_presentation_state(result, sources, context, ((low + high) / 2, high - low))),
@@ -222,9 +224,17 @@ def further_objects(analysis: Analysis, context: EvidenceContext, wanted: Wanted
     for wish, (can_be, make) in makers.items():
         if wish in wanted.objects and can_be:
             try:
-                yield wish, make()
+                dataset = make()
+                made[wish] = (dataset, part10_bytes(dataset))
             except Exception as error:  # noqa: BLE001 - a picture that cannot be made must not cost a result that is right
                 wanted.skipped.append(f"{wish} could not be made: {describe(error)}")
+    return made
+
+
+def _report_on_label_map(analysis: Analysis, context: EvidenceContext) -> Dataset:
+    result, sources = analysis.result, analysis.sources
+    cited = encode_label_map(result, sources, context) if result.outcome is Outcome.FOUND else None
+    return encode_report(result, sources, cited, context, ResultObject.SR_LABELMAP)
 
 
 def _pdf(analysis: Analysis, context: EvidenceContext, language: Literal["en", "zh"]) -> Dataset:

@@ -19,7 +19,7 @@ from node.cli.common import (
     say,
 )
 from node.codes import ExitCode
-from node.domain.objects import DEFAULT_OBJECTS, ResultObject
+from node.domain.objects import CONFIGURABLE, DEFAULT_OBJECTS, ResultObject
 
 if TYPE_CHECKING:
     from node.cli.local_study import LocalStudy
@@ -42,7 +42,7 @@ def register(verbs: Verbs) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, …")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
-    further = ", ".join(one for one in ResultObject if one not in DEFAULT_OBJECTS)
+    further = ", ".join(one for one in CONFIGURABLE if one not in DEFAULT_OBJECTS)
     parser.add_argument(
         "--objects", default="", metavar="LIST", help=f"further results besides SEG and SR, with commas between: {further}; or all"
     )
@@ -75,10 +75,10 @@ def _run(arguments: argparse.Namespace) -> int:
 def _wanted(listed: str) -> "frozenset[ResultObject]":
     from node.errors import UsageError
 
-    names = list(ResultObject) if listed == "all" else [name for name in listed.replace(",", " ").split() if name]
-    unknown = [name for name in names if name not in set(ResultObject)]
+    names = list(CONFIGURABLE) if listed == "all" else [name for name in listed.replace(",", " ").split() if name]
+    unknown = [name for name in names if name not in set(CONFIGURABLE)]
     if unknown:
-        raise UsageError(f"there is no result {unknown[0]!r} → {', '.join(ResultObject)}")
+        raise UsageError(f"there is no result {unknown[0]!r} → {', '.join(CONFIGURABLE)}")
     return frozenset(DEFAULT_OBJECTS) | frozenset(ResultObject(name) for name in names)
 
 

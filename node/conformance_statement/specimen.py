@@ -30,7 +30,7 @@ from node.evidence.measurement_report import encode_report
 from node.evidence.parametric_map import encode_parametric_map
 from node.evidence.presentation_state import encode_presentation_state
 from node.evidence.secondary_capture import encode_secondary_capture
-from node.evidence.segmentation import encode_segmentation
+from node.evidence.segmentation import encode_label_map, encode_segmentation
 from node.evidence.structure_set import encode_structure_set
 
 ROWS: Final = 16
@@ -117,6 +117,7 @@ _ASKED: Final = "where a destination asks for it (`objects`)"
 RESULT_OBJECTS: Final = (
     ResultObject("seg", "Segmentation", "when a structure was outlined", _segmentation),
     ResultObject("sr", "Comprehensive 3D SR", "for every job, whatever its outcome", _report),
+    ResultObject("labelmap", "Label Map Segmentation", f"{_ASKED}, and a structure was outlined", _where_outlined(encode_label_map)),
     ResultObject("sc", "Secondary Capture Image", f"{_ASKED}, and images were analysed", _secondary_capture),
     ResultObject("kos", "Key Object Selection Document", f"{_ASKED}, and a structure was outlined", _where_outlined(encode_key_objects)),
     ResultObject(

@@ -79,11 +79,14 @@ _NOT_VERIFIED: Final = "AI result, not verified by a person."
 Group = PlanarROIMeasurementsAndQualitativeEvaluations | VolumetricROIMeasurementsAndQualitativeEvaluations
 
 
-def encode_report(result: Result, sources: Sequence[Dataset], segmentation: Dataset | None, context: EvidenceContext) -> Dataset:
+def encode_report(
+    result: Result, sources: Sequence[Dataset], segmentation: Dataset | None, context: EvidenceContext, role: str = "sr"
+) -> Dataset:
     """Answers the report of a result, whatever its outcome.
 
     `sources` are the headers of the images that were used, or for a study that was not analyzed those that came;
-    `segmentation` is the SEG of the same result and context, where there is one.
+    `segmentation` is the SEG of the same result and context, where there is one; reports that cite different ones differ by their
+    `role`, from which their UIDs derive.
 
     Raises
     ------
@@ -112,9 +115,9 @@ def encode_report(result: Result, sources: Sequence[Dataset], segmentation: Data
     made = Comprehensive3DSR(
         evidence=stand_ins,
         content=report[0],
-        series_instance_uid=context.uid("sr", "series"),
+        series_instance_uid=context.uid(role, "series"),
         series_number=series_number(images[0], 2),
-        sop_instance_uid=context.uid("sr", "instance"),
+        sop_instance_uid=context.uid(role, "instance"),
         instance_number=1,
         series_description=series_description(result.card, "SR"),
         is_complete=True,

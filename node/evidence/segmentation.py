@@ -24,7 +24,7 @@ from node.domain.result import Result
 from node.domain.volume import SourceGrid
 from node.errors import EvidenceError
 from node.evidence.context import EvidenceContext
-from node.evidence.frames import PER_FRAME_FUNCTIONAL_GROUPS, Frame, frames_of, functional_groups, labels_of_planes, pack_frames
+from node.evidence.frames import LABELS, PER_FRAME_FUNCTIONAL_GROUPS, Frame, frames_of, functional_groups, labels_of_planes, pack_frames
 from node.evidence.header import is_lossy, normalise_source
 from node.evidence.sop_common import (
     algorithm_parameters,
@@ -72,11 +72,62 @@ def encode_segmentation(result: Result, sources: Sequence[Dataset], context: Evi
     made.PixelData = pack_frames(labels, frames)
     made["PixelData"].VR = "OB"
     _space_planes(made, frames, grid)
-    _name_dimensions(made, context)
+    _name_dimensions(made, context, "seg")
     _tell_losses(made, images)
     _tell_body_part(made, images[0])
     made.ContentCreatorName = None  # type 2, and no person made it
     return finished(made, images[0], result, context)
+
+
+def encode_label_map(result: Result, sources: Sequence[Dataset], context: EvidenceContext) -> Dataset:
+    """Answers the LABELMAP Segmentation of a result (PS3.3 A.51, Sup 243): a pixel holds a Segment Number, 0 is the background.
+
+    Segments, colours and Tracking UIDs are those of `encode_segmentation`; it raises the same.
+    """
+    if result.label_map is None:
+        raise EvidenceError("a result without a label map has no segmentation")
+    grid, labels = result.label_map.source, result.label_map.labels
+    images = images_of_planes(sources, grid)
+    segments = segments_of(result)
+    _require_named(labels_of_planes(labels), segments)
+    number_of_label = np.zeros(LABELS, dtype=np.uint8)
+    number_of_label[[segment.label_value for segment in segments]] = range(1, len(segments) + 1)
+    made = Dataset()
+    made.update(
+        Segmentation(
+            source_images=_stand_ins(images, grid, thickness=_slice_thickness_mm(images[0], grid)),
+            pixel_array=number_of_label[labels],
+            segmentation_type=SegmentationTypeValues.LABELMAP,
+            segment_descriptions=[_description(number, segment, result, context) for number, segment in enumerate(segments, 1)],
+            series_instance_uid=context.uid("labelmap", "series"),
+            series_number=series_number(images[0], 9),
+            sop_instance_uid=context.uid("labelmap", "instance"),
+            instance_number=1,
+            content_label=CONTENT_LABEL,
+            content_description=long_string(f"AI result, not verified: {result.card.title} {result.card.version}"),
+            series_description=series_description(result.card, "LABELMAP"),
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            **equipment(context),
+        )
+    )
+    made["PixelPaddingValue"].VR = "US"  # highdicom leaves it open
+    made["PixelData"].VR = "OB"
+    _number_frames(made, grid)
+    _name_dimensions(made, context, "labelmap")
+    _tell_losses(made, images)
+    _tell_body_part(made, images[0])
+    made.ContentCreatorName = None  # type 2, and no person made it
+    return finished(made, images[0], result, context)
+
+
+def _number_frames(made: Dataset, grid: SourceGrid) -> None:
+    """Cites the true frames of a multi-frame source: highdicom counts the frames of the stand-in."""
+    numbers = [plane.frame_number for plane in grid.planes]
+    if numbers[0] is None:
+        return
+    for frame in made.PerFrameFunctionalGroupsSequence:
+        image = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        image.ReferencedFrameNumber = numbers[int(image.ReferencedFrameNumber) - 1]
 
 
 def _header(
@@ -260,9 +311,9 @@ def _decimal_strings(values: Sequence[float]) -> list[DSfloat]:
 # ── what highdicom leaves to us ─────────────────────────────────────────────
 
 
-def _name_dimensions(made: Dataset, context: EvidenceContext) -> None:
+def _name_dimensions(made: Dataset, context: EvidenceContext, role: str) -> None:
     """Derives the UID of the dimensions from the job, as all others."""
-    uid = context.uid("seg", "dimensions")
+    uid = context.uid(role, "dimensions")
     for item in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
         item.DimensionOrganizationUID = uid
 

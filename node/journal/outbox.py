@@ -38,7 +38,7 @@ class OutboxJournal:
         """Answers what is due at a destination: by priority, oldest job first, its SEG before the SR that cites it."""
         rows = self._connection.execute(
             f"{DELIVERIES} WHERE d.state = 'PENDING' AND d.destination = ? AND d.next_attempt_at <= ?"
-            f" ORDER BY {by_urgency('j.priority')}, e.job_id, e.role = 'sr', d.delivery_id LIMIT ?",
+            f" ORDER BY {by_urgency('j.priority')}, e.job_id, e.role LIKE 'sr%', d.delivery_id LIMIT ?",
             (destination, now_s, limit),
         ).fetchall()
         return tuple(delivery_from_row(row) for row in rows)

@@ -60,9 +60,10 @@ def test_a_disk_that_does_not_even_remove_costs_no_association(tmp_path: Path, m
     assert spool.prepare() == 1
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_fault_of_ours_in_an_association_holds_no_study_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [read_part10(path) for path in make_ct_series(tmp_path / "ct", slices=2).paths]
+    last_words: list[type[BaseException]] = []
+    monkeypatch.setattr("threading.excepthook", lambda thread: last_words.append(thread.exc_type))
     with listening(config_for(tmp_path / "state")) as listener, open_scu(listener.port, contexts_for(files)) as scu:
         scu.store(files[0])
         assert listener.open_associations() == 1
@@ -74,6 +75,7 @@ def test_a_fault_of_ours_in_an_association_holds_no_study_open(tmp_path: Path, m
         with pytest.raises(PeerUnreachable):
             scu.store(files[1])
         wait_until(lambda: listener.open_associations() == 0, "the end of the association", 10)
+        wait_until(lambda: last_words == [RuntimeError], "the end of its thread", 10)
 
 
 def dead_pid() -> int:

@@ -8,11 +8,13 @@ import pytest
 from pydicom import dcmread
 
 import node.pipeline
+import node.worker
 from node.config import Config
 from node.dispatcher import Dispatcher, Rules
 from node.domain.completeness import CompletenessPolicy
-from node.domain.objects import ResultObject
+from node.domain.objects import CONFIGURABLE, ResultObject, objects_for
 from node.domain.states import JobState
+from node.errors import EvidenceError
 from node.evidence.gate import Severity, examine_set
 from node.intake.spool import spooled_path
 from node.journal import JobJournal, open_database
@@ -20,7 +22,7 @@ from node.journal.queries import list_deliveries
 from node.modelstore import load_cards
 from tests.faults.setting import copy_of, finish, jobs
 
-EVERYTHING = ",".join(ResultObject)
+EVERYTHING = ",".join(CONFIGURABLE)
 
 
 def want(config: Config, **objects: str) -> None:
@@ -42,7 +44,7 @@ def test_each_destination_gets_what_it_is_to_get_and_all_of_it_passes(prepared: 
     want(config, research=EVERYTHING, pacs="sr,seg", old="sr,sc,pdf", quiet="kos")
     (job,) = finish(config)
     assert job.state == JobState.COMPLETED, job.reason
-    made = set(ResultObject) - {ResultObject.PM}  # this model gives scores of classes, not one probability
+    made = set(CONFIGURABLE) - {ResultObject.PM}  # this model gives scores of classes, not one probability
     assert delivered(config) == {"research": made, "pacs": {"sr", "seg"}, "old": {"sr", "sc", "pdf"}, "quiet": {"kos"}}
     folder = config.node.state_dir / "results" / "1" / "0"
     with closing(open_database(config.node.state_dir)) as connection:
@@ -102,3 +104,32 @@ def test_the_dispatcher_writes_down_what_the_configuration_says(prepared: Path, 
     finish(config)
     assert delivered(config) == {"archive": {"sr", "pdf"}}
     assert job.state == JobState.SCHEDULED
+
+
+def test_a_destination_of_label_maps_gets_a_report_that_cites_them(prepared: Path, tmp_path: Path) -> None:
+    config = copy_of(prepared, tmp_path / "node")
+    want(config, modern=",".join(objects_for(["sr", "labelmap"])), pacs="sr,seg", both=",".join(objects_for(["sr", "seg", "labelmap"])))
+    (job,) = finish(config)
+    assert job.state == JobState.COMPLETED, job.reason
+    assert delivered(config) == {"modern": {"sr-labelmap", "labelmap"}, "pacs": {"sr", "seg"}, "both": {"sr", "seg", "labelmap"}}
+    folder = config.node.state_dir / "results" / "1" / "0"
+    report, label_map = dcmread(folder / "sr-labelmap.dcm"), dcmread(folder / "labelmap.dcm")
+    assert label_map.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
+    cited = {str(i.ReferencedSOPInstanceUID) for series in report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+             for i in series.ReferencedSOPSequence}  # fmt: skip
+    assert label_map.SOPInstanceUID in cited
+    assert dcmread(folder / "seg.dcm").SOPInstanceUID not in cited
+    assert report.SOPInstanceUID != dcmread(folder / "sr.dcm").SOPInstanceUID
+
+
+def test_a_destination_of_label_maps_is_told_of_a_failure(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = copy_of(prepared, tmp_path / "node")
+    want(config, modern=",".join(objects_for(["sr", "labelmap"])))
+
+    def fail(*_: Any) -> None:
+        raise EvidenceError("nothing will do")
+
+    monkeypatch.setattr(node.worker, "analyse", fail)
+    (job,) = finish(config)
+    assert job.outcome == "failed"
+    assert delivered(config) == {"modern": {"sr-labelmap"}}

@@ -16,12 +16,15 @@ def segment_volumes_mm3(seg: Dataset, sources: Iterable[Dataset] = ()) -> dict[i
     A frame is as thick as the slab between the middles of the gaps to its neighbours, among the source images where they are
     given: where they are not, planes must be evenly spaced and say so.
     """
-    if str(seg.get("SegmentationType")) != "BINARY" or not isinstance(seg.get("PixelData"), bytes):
+    kind = str(seg.get("SegmentationType"))
+    if kind not in {"BINARY", "LABELMAP"} or not isinstance(seg.get("PixelData"), bytes):
         return {}
     frames, shared = read_frames(seg), shared_facts(seg)
     spacing = shared.pixel_spacing_mm
     thickness = _thickness_of_positions(seg, shared, list(sources))
     pixels = int(seg.Rows) * int(seg.Columns)
+    if kind == "LABELMAP":
+        return _label_map_volumes(seg, frames, spacing, thickness)
     if len(spacing) != 2 or thickness is None or len(seg.PixelData) * 8 < pixels * len(frames):
         return {}
     volumes: dict[int, float] = {}
@@ -31,6 +34,24 @@ def segment_volumes_mm3(seg: Dataset, sources: Iterable[Dataset] = ()) -> dict[i
         if number is None or slab_mm is None:
             return {}
         volumes[number] = volumes.get(number, 0.0) + count * spacing[0] * spacing[1] * slab_mm
+    return volumes
+
+
+def _label_map_volumes(
+    seg: Dataset, frames: tuple[FrameFacts, ...], spacing: tuple[float, ...], thickness: "_Slabs | None"
+) -> dict[int, float]:
+    pixels = int(seg.Rows) * int(seg.Columns)
+    data = np.frombuffer(seg.PixelData, dtype=np.uint8)
+    if seg.get("BitsAllocated") != 8 or len(spacing) != 2 or thickness is None or len(data) < pixels * len(frames):
+        return {}
+    volumes: dict[int, float] = {}
+    for place, frame in enumerate(frames):
+        slab_mm = thickness(frame)
+        if slab_mm is None:
+            return {}
+        for number, count in enumerate(np.bincount(data[place * pixels : (place + 1) * pixels]).tolist()):
+            if number and count:
+                volumes[number] = volumes.get(number, 0.0) + count * spacing[0] * spacing[1] * slab_mm
     return volumes
 
 

@@ -1,0 +1,75 @@
+"""How long a segmentation takes to encode: radnode beside plain highdicom and beside bare bit packing by numpy, in the same run.
+
+Organ-like ellipsoids on 512x512 slices. What is timed ends with the bytes of the file; each runs in a process of its own, so that
+the peak of memory is its own.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+KINDS = ("radnode", "highdicom", "numpy")
+
+
+def measure(folder: Path, *, slices: int) -> None:
+    """Prints a table: seconds of wall and CPU, peak MiB, size of the file; for 1, 17 and 105 segments."""
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"\nencoding a BINARY segmentation, {slices} slices of 512x512; `numpy` packs the bits alone, and makes no file")
+    print(f"{'segments':>8}  {'encoder':10}{'frames':>8}{'wall s':>8}{'CPU s':>8}{'peak MiB':>10}{'MB':>8}{'x highdicom':>13}")
+    for segments in (1, 17, 105):
+        found = {kind: _in_process(kind, segments, slices) for kind in KINDS}
+        for kind, told in found.items():
+            ratio = found["highdicom"]["cpu_s"] / told["cpu_s"]
+            print(
+                f"{segments:8}  {kind:10}{told['frames']:8.0f}{told['wall_s']:8.2f}{told['cpu_s']:8.2f}{told['peak_mib']:10.0f}"
+                f"{told['megabytes']:8.1f}{ratio:13.1f}"
+            )
+
+
+def _in_process(kind: str, segments: int, slices: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.encoding", kind, str(segments), str(slices)]
+    print(f"{segments} segments: {kind}", file=sys.stderr)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def run_one(kind: str, segments: int, slices: int) -> dict[str, float]:
+    """Encodes once; answers what it cost."""
+    import resource
+    import tempfile
+
+    from node.evidence.frames import frames_of, labels_of_planes, pack_frames
+    from node.evidence.segmentation import encode_segmentation, segments_of
+    from node.evidence.sop_common import part10_bytes
+    from tests.conformance.large import large_case
+    from tests.conformance.plain import plain_highdicom
+
+    with tempfile.TemporaryDirectory() as folder:
+        case = large_case(Path(folder), segments, slices)
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    if kind == "radnode":
+        made = encode_segmentation(case.result, case.sources, case.context)
+        frames, size = int(made.NumberOfFrames), len(part10_bytes(made))
+    elif kind == "highdicom":
+        plain = plain_highdicom(case)
+        buffer = BytesIO()
+        plain.save_as(buffer, enforce_file_format=True)
+        frames, size = int(plain.NumberOfFrames), len(buffer.getvalue())
+    else:
+        found = frames_of(labels_of_planes(case.label_map.labels), [one.label_value for one in segments_of(case.result)])
+        frames, size = len(found), len(pack_frames(case.label_map.labels, found))
+    return {
+        "frames": frames,
+        "wall_s": time.perf_counter() - wall_s,
+        "cpu_s": time.process_time() - cpu_s,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "megabytes": size / 1e6,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run_one(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
