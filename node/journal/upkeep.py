@@ -65,6 +65,7 @@ def make_backup(connection: sqlite3.Connection, folder: Path, *, now_s: float, s
     target = folder / datetime.fromtimestamp(now_s, tz=UTC).strftime("journal-%Y%m%dT%H%M%SZ.sqlite")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep_leftovers(folder)  # first: on a full disk they may be what is in the way
         free, needed = shutil.disk_usage(folder).free, size_bytes(connection)
     except OSError as error:
         raise BackupFailed(f"{folder} cannot take a backup: {error.strerror}") from error
@@ -83,12 +84,18 @@ def copy_to(connection: sqlite3.Connection, target: Path) -> Path:
 
 
 def rotate_backups(folder: Path, keep: int) -> tuple[Path, ...]:
-    """Removes all but the newest `keep` backups, and what a killed backup has left; answers the backups that went."""
+    """Removes all but the newest `keep` backups; answers those that went."""
     old = list_backups(folder)[keep:]
-    leftovers = [path for path in folder.iterdir() if _LEFTOVER_NAME.fullmatch(path.name)]
-    for path in (*old, *leftovers):
+    for path in old:
         path.unlink(missing_ok=True)
     return old
+
+
+def _sweep_leftovers(folder: Path) -> None:
+    """Removes what killed backups have left."""
+    for path in list(folder.iterdir()):
+        if _LEFTOVER_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def size_bytes(connection: sqlite3.Connection) -> int:
