@@ -110,6 +110,8 @@ def encode_label_map(result: Result, sources: Sequence[Dataset], context: Eviden
             **equipment(context),
         )
     )
+    background, *described = made.SegmentSequence
+    made.SegmentSequence = [*described, background]  # last: OHIF takes names and colours by place, not by number
     made["PixelPaddingValue"].VR = "US"  # highdicom leaves it open
     made["PixelData"].VR = "OB"
     _number_frames(made, grid)

@@ -37,7 +37,7 @@ def test_it_is_whole_and_lies_on_its_source_with_a_report_that_agrees(case: Case
     assert [str(fault) for _, fault in examine_set([pydicom.dcmread(path), pydicom.dcmread(report)], case.sources)] == []
     read = pydicom.dcmread(path)
     assert (read.SOPClassUID, read.SegmentationType) == ("1.2.840.10008.5.1.4.1.1.66.7", "LABELMAP")
-    assert [item.SegmentNumber for item in read.SegmentSequence] == [0, 1, 2, 3]
+    assert [item.SegmentNumber for item in read.SegmentSequence] == [1, 2, 3, 0], "the background last, for OHIF"
 
 
 def test_highdicom_reads_the_same_labels(case: Case, tmp_path: Path) -> None:

@@ -35,9 +35,11 @@ def _segment_faults(seg: Dataset) -> Iterator[Fault]:
         yield Fault("header", "there is no segment", "PS3.3 C.8.20.2")
     labels: set[str] = set()
     numbers = [item.get("SegmentNumber") for item in segments]
-    first = 0 if str(seg.get("SegmentationType")) == "LABELMAP" and numbers[:1] == [0] else 1
-    if numbers != list(range(first, first + len(numbers))):
-        yield Fault("header", f"segments are numbered {numbers}, not {first}, {first + 1}, ...", "PS3.3 C.8.20.2")
+    if str(seg.get("SegmentationType")) == "LABELMAP":
+        if len(set(numbers)) != len(numbers):
+            yield Fault("header", f"segments are numbered {numbers}: one number stands for two", "PS3.3 C.8.20.2")
+    elif numbers != list(range(1, len(numbers) + 1)):
+        yield Fault("header", f"segments are numbered {numbers}, not 1, 2, ...", "PS3.3 C.8.20.2")
     for item in segments:
         where = f"segment {item.get('SegmentNumber', '?')}"
         label = str(item.get("SegmentLabel") or "")
@@ -158,6 +160,9 @@ def _pixel_faults(seg: Dataset, frames: Sequence[FrameFacts]) -> Iterator[Fault]
     if size != wanted:
         yield Fault("header", f"Pixel Data has {size} bytes, its frames need {wanted}", "PS3.5 8.1.1")
         return
+    if str(seg.get("SegmentationType")) == "BINARY" and int(seg.get("Rows") or 0) * int(seg.get("Columns") or 0) % 8:
+        text = "a frame does not end on a whole byte: Orthanc's DICOMweb and cornerstone cannot read that; a label map would be shown"
+        yield Fault("header", text, "PS3.5 8.1.1", Severity.WARNING)
     if str(seg.get("SegmentationType")) == "BINARY" and str(seg.get("SegmentsOverlap") or "") == "NO" and _overlap(seg, frames):
         yield Fault("header", "Segments Overlap says NO, but two segments share a pixel", "PS3.3 C.8.20.2")
 
