@@ -7,7 +7,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := orthanc dcmtk dicom3tools libpixelmed-java default-jre-headless invesalius-examples mricron-data gcc libc6-dev openssl poppler-utils plastimatch fonts-droid-fallback \
-  nodejs npm chromium orthanc-dicomweb
+  chromium orthanc-dicomweb $(if $(shell command -v npm),,nodejs npm)
 PYTEST ?=
 # A further index for torch: PyTorch's own, https://download.pytorch.org/whl/cpu, has builds without CUDA, a tenth of the size.
 TORCH_INDEX ?=
