@@ -40,7 +40,12 @@ def errors_of(pair: Any, case: Case) -> list[str]:
 def test_ours_pass_without_a_word(tmp_path: Path, geometry: str, parts: int) -> None:
     made = make_case(tmp_path, geometry, parts)
     objects = [read_again(made.segmentation()), read_again(made.report())]
-    assert [str(fault) for _, fault in examine_set(objects, made.sources)] == []
+    told = [str(fault) for _, fault in examine_set(objects, made.sources)]
+    if objects[0].Rows * objects[0].Columns % 8:
+        (warning,) = told
+        assert "a label map would be shown" in warning, "what viewers cannot read is legal, and told"
+    else:
+        assert told == []
     volumes = segment_volumes_mm3(objects[0], made.sources)
     stated = [measured.value * 1000 for segment in made.result.segments for measured in segment.measurements]
     assert np.allclose([volumes[number] for number in sorted(volumes)], stated, rtol=1e-4)
