@@ -7,7 +7,7 @@ is no segment: an item without frames is drawn by some viewers as an empty outli
 import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -64,7 +64,7 @@ def encode_segmentation(result: Result, sources: Sequence[Dataset], context: Evi
     found = labels_of_planes(labels)
     _require_named(found, segments)
     frames = frames_of(found, [segment.label_value for segment in segments])
-    made = _header(images, grid, segments, result, context)
+    made = _header(images, grid, len(segments), result, context)
     made.NumberOfFrames = len(frames)
     made.Rows, made.Columns = grid.rows, grid.columns
     _cite(made, images)
@@ -92,23 +92,9 @@ def encode_label_map(result: Result, sources: Sequence[Dataset], context: Eviden
     _require_named(labels_of_planes(labels), segments)
     number_of_label = np.zeros(LABELS, dtype=np.uint8)
     number_of_label[[segment.label_value for segment in segments]] = range(1, len(segments) + 1)
-    made = Dataset()
-    made.update(
-        Segmentation(
-            source_images=_stand_ins(images, grid, thickness=_slice_thickness_mm(images[0], grid)),
-            pixel_array=number_of_label[labels],
-            segmentation_type=SegmentationTypeValues.LABELMAP,
-            segment_descriptions=[_description(number, segment, result, context) for number, segment in enumerate(segments, 1)],
-            series_instance_uid=context.uid("labelmap", "series"),
-            series_number=series_number(images[0], 9),
-            sop_instance_uid=context.uid("labelmap", "instance"),
-            instance_number=1,
-            content_label=CONTENT_LABEL,
-            content_description=long_string(f"AI result, not verified: {result.card.title} {result.card.version}"),
-            series_description=series_description(result.card, "LABELMAP"),
-            transfer_syntax_uid=ExplicitVRLittleEndian,
-            **equipment(context),
-        )
+    kind = _Kind(SegmentationTypeValues.LABELMAP, "labelmap", "LABELMAP", 9)
+    made = _by_highdicom(
+        kind, _stand_ins(images, grid, _slice_thickness_mm(images[0], grid)), number_of_label[labels], result, context, images[0]
     )
     background, *described = made.SegmentSequence
     made.SegmentSequence = [*described, background]  # last: OHIF takes names and colours by place, not by number
@@ -132,27 +118,42 @@ def _number_frames(made: Dataset, grid: SourceGrid) -> None:
         image.ReferencedFrameNumber = numbers[int(image.ReferencedFrameNumber) - 1]
 
 
-def _header(
-    images: Sequence[Dataset], grid: SourceGrid, segments: Sequence[SegmentDefinition], result: Result, context: EvidenceContext
-) -> Dataset:
+def _header(images: Sequence[Dataset], grid: SourceGrid, segments: int, result: Result, context: EvidenceContext) -> Dataset:
     """Answers everything but the frames: the Segmentation of one small plane that holds a pixel of each segment."""
     plane = replace(grid, planes=grid.planes[:1], rows=_SMALL, columns=_SMALL)
     pixels = np.zeros((1, _SMALL, _SMALL), dtype=np.uint8)
-    pixels.reshape(-1)[: len(segments)] = np.arange(1, len(segments) + 1)
+    pixels.reshape(-1)[:segments] = np.arange(1, segments + 1)
+    kind = _Kind(SegmentationTypeValues.BINARY, "seg", "SEG", 1)
+    return _by_highdicom(kind, _stand_ins(images[:1], plane, _slice_thickness_mm(images[0], grid)), pixels, result, context, images[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What tells the two kinds of Segmentation apart."""
+
+    type: SegmentationTypeValues
+    role: str
+    word: str
+    series_offset: int
+
+
+def _by_highdicom(
+    kind: _Kind, stand_ins: Sequence[Dataset], pixels: NDArray[np.uint8], result: Result, context: EvidenceContext, source: Dataset
+) -> Dataset:
     made = Dataset()
     made.update(
         Segmentation(
-            source_images=_stand_ins(images[:1], plane, thickness=_slice_thickness_mm(images[0], grid)),
+            source_images=stand_ins,
             pixel_array=pixels,
-            segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=[_description(number, segment, result, context) for number, segment in enumerate(segments, 1)],
-            series_instance_uid=context.uid("seg", "series"),
-            series_number=series_number(images[0], 1),
-            sop_instance_uid=context.uid("seg", "instance"),
+            segmentation_type=kind.type,
+            segment_descriptions=[_description(number, one, result, context) for number, one in enumerate(segments_of(result), 1)],
+            series_instance_uid=context.uid(kind.role, "series"),
+            series_number=series_number(source, kind.series_offset),
+            sop_instance_uid=context.uid(kind.role, "instance"),
             instance_number=1,
             content_label=CONTENT_LABEL,
             content_description=long_string(f"AI result, not verified: {result.card.title} {result.card.version}"),
-            series_description=series_description(result.card, "SEG"),
+            series_description=series_description(result.card, kind.word),
             transfer_syntax_uid=ExplicitVRLittleEndian,
             **equipment(context),
         )
