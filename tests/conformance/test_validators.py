@@ -42,18 +42,19 @@ def without_evidence(sr: Dataset) -> None:
 
 
 def without_unit(sr: Dataset) -> None:
-    for item in groups_of(sr)[1].ContentSequence:
+    for item in groups_of(sr)[0].ContentSequence:
         if item.ValueType == "NUM":
             del item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence
 
 
 def without_referenced_segment(sr: Dataset) -> None:
-    group = groups_of(sr)[1]
+    group = groups_of(sr)[0]
     group.ContentSequence = [item for item in group.ContentSequence if item.ValueType != "IMAGE"]
 
 
 def groups_of(sr: Dataset) -> list[Dataset]:
-    return list(sr.ContentSequence[-1].ContentSequence)
+    (measurements,) = [item for item in sr.ContentSequence if item.ConceptNameCodeSequence[0].CodeValue == "126010"]
+    return list(measurements.ContentSequence)
 
 
 @pytest.fixture
