@@ -45,6 +45,8 @@ QUARANTINE: Final = "quarantine"
 """Folder beside the results: what the gate has held back, for a person and `radnode check`."""
 
 TOLD_ERRORS: Final = 3
+NOT_TO_BE_SKIPPED: Final = frozenset({ResultObject.SR, ResultObject.SEG, ResultObject.LABELMAP, ResultObject.SR_LABELMAP})
+"""The result itself; the others only show it."""
 
 Progress = Callable[[str, float], None]
 """Called with the step and the fraction of it that is done, 0..1."""
@@ -210,13 +212,12 @@ def further_objects(analysis: Analysis, context: EvidenceContext, wanted: Wanted
     made: dict[str, tuple[Dataset, bytes]] = {}
     result, sources, volume = analysis.result, analysis.sources, analysis.volume
     is_found = result.outcome is Outcome.FOUND
-    low, high = window_of(volume, result) if volume is not None else (0.0, 1.0)
     makers: dict[ResultObject, tuple[bool, Callable[[], Dataset]]] = {
         ResultObject.LABELMAP: (is_found, lambda: encode_label_map(result, sources, context)),
         ResultObject.SR_LABELMAP: (True, lambda: _report_on_label_map(analysis, context)),
         ResultObject.SC: (volume is not None, lambda: encode_secondary_capture(result, sources, cast("Volume", volume), context)),
         ResultObject.KOS: (is_found, lambda: encode_key_objects(result, sources, context)),
-        ResultObject.GSPS: (is_found, lambda: encode_presentation_state(result, sources, context, ((low + high) / 2, high - low))),
+        ResultObject.GSPS: (is_found, lambda: _presentation_state(analysis, context)),
         ResultObject.RTSTRUCT: (is_found, lambda: encode_structure_set(result, sources, context)),
         ResultObject.PDF: (True, lambda: _pdf(analysis, context, wanted.language)),
         ResultObject.PM: (analysis.probability is not None, lambda: _parametric_map(analysis, context)),
@@ -226,9 +227,20 @@ def further_objects(analysis: Analysis, context: EvidenceContext, wanted: Wanted
             try:
                 dataset = make()
                 made[wish] = (dataset, part10_bytes(dataset))
-            except Exception as error:  # noqa: BLE001 - a picture that cannot be made must not cost a result that is right
+            except Exception as error:
+                # A picture that cannot be made must not cost a result that is right; a report that cannot must not stay silent.
+                if wish in NOT_TO_BE_SKIPPED:
+                    raise
                 wanted.skipped.append(f"{wish} could not be made: {describe(error)}")
     return made
+
+
+def _presentation_state(analysis: Analysis, context: EvidenceContext) -> Dataset:
+    window = None
+    if analysis.volume is not None:
+        low, high = window_of(analysis.volume, analysis.result)
+        window = ((low + high) / 2, high - low)
+    return encode_presentation_state(analysis.result, analysis.sources, context, window)
 
 
 def _report_on_label_map(analysis: Analysis, context: EvidenceContext) -> Dataset:
@@ -250,7 +262,7 @@ def _parametric_map(analysis: Analysis, context: EvidenceContext) -> Dataset:
 
 
 def _pass_the_gate(contents: Mapping[str, bytes], sources: Sequence[Dataset], folder: Path, wanted: Wanted) -> set[str]:
-    """Answers the further objects that did not pass; raises when SEG or SR did not."""
+    """Answers the further objects that did not pass; raises when a segmentation or a report did not."""
     role_of = {}
     for role, content in contents.items():
         dataset = dcmread(BytesIO(content))
@@ -260,7 +272,7 @@ def _pass_the_gate(contents: Mapping[str, bytes], sources: Sequence[Dataset], fo
     failed = {role for role, _ in errors}
     for role in failed:
         write_durably(folder / QUARANTINE / f"{role}.dcm", contents[role])
-    if not failed & set(DEFAULT_OBJECTS):
+    if not failed & NOT_TO_BE_SKIPPED:
         wanted.skipped += [f"{role} did not pass the conformance gate: {fault}" for role, fault in errors[:TOLD_ERRORS]]
         return failed
     told = "; ".join(f"{role.upper()} {fault}" for role, fault in errors[:TOLD_ERRORS])

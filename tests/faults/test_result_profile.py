@@ -133,3 +133,16 @@ def test_a_destination_of_label_maps_is_told_of_a_failure(prepared: Path, tmp_pa
     (job,) = finish(config)
     assert job.outcome == "failed"
     assert delivered(config) == {"modern": {"sr-labelmap"}}
+
+
+def test_a_report_that_cannot_cite_its_label_map_is_no_silence(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = copy_of(prepared, tmp_path / "node")
+    want(config, modern=",".join(objects_for(["sr", "labelmap"])))
+
+    def fail(*_: Any) -> None:
+        raise EvidenceError("no label map today")
+
+    monkeypatch.setattr(node.pipeline, "encode_label_map", fail)
+    (job,) = finish(config)
+    assert (job.outcome, job.reason) == ("failed", "no label map today")
+    assert delivered(config) == {"modern": {"sr-labelmap"}}, "the report that says so"
