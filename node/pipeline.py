@@ -212,9 +212,13 @@ def further_objects(analysis: Analysis, context: EvidenceContext, wanted: Wanted
     made: dict[str, tuple[Dataset, bytes]] = {}
     result, sources, volume = analysis.result, analysis.sources, analysis.volume
     is_found = result.outcome is Outcome.FOUND
+
+    def label_map() -> Dataset | None:
+        return made[ResultObject.LABELMAP][0] if is_found else None  # wanted with every report that cites it, and made before
+
     makers: dict[ResultObject, tuple[bool, Callable[[], Dataset]]] = {
         ResultObject.LABELMAP: (is_found, lambda: encode_label_map(result, sources, context)),
-        ResultObject.SR_LABELMAP: (True, lambda: _report_on_label_map(analysis, context)),
+        ResultObject.SR_LABELMAP: (True, lambda: encode_report(result, sources, label_map(), context, ResultObject.SR_LABELMAP)),
         ResultObject.SC: (volume is not None, lambda: encode_secondary_capture(result, sources, cast("Volume", volume), context)),
         ResultObject.KOS: (is_found, lambda: encode_key_objects(result, sources, context)),
         ResultObject.GSPS: (is_found, lambda: _presentation_state(analysis, context)),
@@ -241,12 +245,6 @@ def _presentation_state(analysis: Analysis, context: EvidenceContext) -> Dataset
         low, high = window_of(analysis.volume, analysis.result)
         window = ((low + high) / 2, high - low)
     return encode_presentation_state(analysis.result, analysis.sources, context, window)
-
-
-def _report_on_label_map(analysis: Analysis, context: EvidenceContext) -> Dataset:
-    result, sources = analysis.result, analysis.sources
-    cited = encode_label_map(result, sources, context) if result.outcome is Outcome.FOUND else None
-    return encode_report(result, sources, cited, context, ResultObject.SR_LABELMAP)
 
 
 def _pdf(analysis: Analysis, context: EvidenceContext, language: Literal["en", "zh"]) -> Dataset:

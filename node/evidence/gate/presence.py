@@ -88,7 +88,10 @@ def _is_empty(parent: Dataset, keyword: str) -> bool:
 
 
 def form_faults(dataset: Dataset, where: str = "header") -> Iterator[Fault]:
-    """Answers UIDs that are none and codes that are incomplete or wrong, in all the data set but its frames."""
+    """Answers UIDs that are none and codes that are incomplete or wrong, in all the data set but its frames.
+
+    What stands in the place of a UID is not told: it may be anything, a patient's name among it, and faults go into logs.
+    """
     for tag in sorted(dataset.keys()):
         if tag == _PER_FRAME or dataset.get_item(tag).VR not in _EXAMINED:
             continue
@@ -104,6 +107,6 @@ def form_faults(dataset: Dataset, where: str = "header") -> Iterator[Fault]:
             values = element.value if element.VM > 1 else [element.value]
             for value in values:
                 if not is_usable_uid(str(value)):
-                    yield Fault(where, f"{element.keyword} {value!s:.80} is no UID", "PS3.5 9.1")
+                    yield Fault(where, f"{element.keyword} is no UID", "PS3.5 9.1")
                 elif not is_uid(str(value)):  # hospitals have such studies, and results must agree with them
-                    yield Fault(where, f"{element.keyword} {value} has a component with a leading zero", "PS3.5 9.1", Severity.WARNING)
+                    yield Fault(where, f"{element.keyword} has a component with a leading zero", "PS3.5 9.1", Severity.WARNING)
