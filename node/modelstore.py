@@ -3,7 +3,8 @@
 import tomllib
 from pathlib import Path
 
-from node.domain.modelcard import ModelCard, parse_card
+from node.domain.card_reader import parse_card
+from node.domain.modelcard import ModelCard
 from node.errors import CardInvalid, UsageError
 
 

@@ -3,10 +3,9 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Final, Literal, Protocol, cast
@@ -16,12 +15,13 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from node.domain.findings import Findings
 from node.domain.measurement import measure
 from node.domain.modelcard import ModelCard
 from node.domain.objects import DEFAULT_OBJECTS, ResultObject
 from node.domain.result import Provenance, Result
 from node.domain.states import Outcome
-from node.domain.volume import LabelMap, Scores, Volume
+from node.domain.volume import Volume
 from node.errors import EvidenceInvalid, InputError, NodeError
 from node.evidence.context import EvidenceContext
 from node.evidence.encapsulated_pdf import encode_pdf_report
@@ -38,7 +38,6 @@ from node.evidence.sop_common import part10_bytes
 from node.evidence.structure_set import encode_structure_set
 from node.files import write_durably
 from node.inference.pixels import PARSE_ERRORS
-from node.inference.restore import restore_labels, restore_probability
 from node.inference.series_reader import read_series
 
 QUARANTINE: Final = "quarantine"
@@ -57,7 +56,7 @@ class Step(StrEnum):
 
     PREPARE = "prepare"
     INFER = "infer"
-    RESTORE = "restore"
+    MEASURE = "measure"
     ENCODE = "encode"
     EXAMINE = "examine"
     FREEZE = "freeze"
@@ -68,11 +67,8 @@ class Model(Protocol):
 
     card: ModelCard
 
-    def predict(self, volume: Volume, progress: Callable[[float], None]) -> Scores:
-        """Answers the scores of each class on the model's own grid."""
-
-    def tail(self, labels: LabelMap) -> LabelMap:
-        """Answers the labels after what the bundle does to labels (largest component, ...)."""
+    def predict(self, images: Sequence[Volume], progress: Callable[[float], None]) -> Findings:
+        """Answers what the model finds; `images` are its channels on one grid, or the single images of a series."""
 
     @property
     def provenance(self) -> Provenance:
@@ -95,6 +91,12 @@ class Stopwatch:
             yield lambda fraction: self.progress(step, fraction)
         finally:
             self.stages[step] = self.stages.get(step, 0.0) + time.perf_counter() - started
+
+    def split(self, step: Step, parts: Mapping[str, float]) -> None:
+        """Tells parts of a step that is over by themselves; the step keeps the rest."""
+        for name, elapsed_s in parts.items():
+            self.stages[name] = self.stages.get(name, 0.0) + elapsed_s
+        self.stages[step] = max(0.0, self.stages.get(step, 0.0) - sum(parts.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +132,29 @@ def analyse(files: Sequence[Path], model: Model, watch: Stopwatch) -> Analysis:
     except InputError as error:
         return decline(files, model.card, Outcome.NOT_ATTEMPTED, str(error))
     with watch.stage(Step.INFER) as progress:
-        scores = model.predict(volume, progress)
-    with watch.stage(Step.RESTORE):
-        label_map = model.tail(LabelMap(restore_labels(scores, volume.source), volume.source))
-        segments = measure(label_map, model.card, volume)
+        findings = model.predict([volume], progress)
+    watch.split(Step.INFER, findings.stages)
+    with watch.stage(Step.MEASURE):
+        result = conclude(model, findings, volume)
         sources = read_source_headers(files)
-    outcome = Outcome.FOUND if any(segment.present for segment in segments) else Outcome.NOTHING_FOUND
-    result = Result(model.card, outcome, segments, label_map, volume.notes, model.provenance)
-    probability = partial(restore_probability, scores, volume.source) if scores.is_probability else None
-    return Analysis(result, volume, sources, probability)
+    return Analysis(result, volume, sources, findings.probability)
+
+
+def conclude(model: Model, findings: Findings, volume: Volume) -> Result:
+    """Answers the result that findings amount to: what of the card is present, with its measurements."""
+    segments = measure(findings.label_map, model.card, volume) if findings.label_map is not None else ()
+    found = any(segment.present for segment in segments) or findings.evaluations or findings.detections or findings.landmarks
+    return Result(
+        card=model.card,
+        outcome=Outcome.FOUND if found else Outcome.NOTHING_FOUND,
+        segments=segments,
+        label_map=findings.label_map,
+        evaluations=findings.evaluations,
+        detections=findings.detections,
+        landmarks=findings.landmarks,
+        notes=volume.notes,
+        provenance=replace(model.provenance, notes=findings.provenance_notes),
+    )
 
 
 def decline(files: Sequence[Path], card: ModelCard, outcome: Outcome, reason: str) -> Analysis:

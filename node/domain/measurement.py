@@ -35,7 +35,7 @@ def measure(label_map: LabelMap, card: ModelCard, volume: Volume | None = None) 
     A voxel is as thick as the slab its slice stands for, so the volume is right for uneven and for tilted slices. `volume` holds
     the images that were analysed: without it, or where its values are no Hounsfield units, no attenuation is told.
     """
-    voxels_per_plane = np.stack([np.bincount(plane.reshape(-1), minlength=256) for plane in label_map.labels])
+    voxels_per_plane = label_map.pixels_of_planes()
     source = label_map.source
     pixel_area_mm2 = source.row_spacing_mm * source.column_spacing_mm
     voxel_mm3 = pixel_area_mm2 * source.slab_thicknesses_mm()
@@ -55,7 +55,7 @@ def _measurements(segment: SegmentDefinition, label_map: LabelMap, volume_cm3: f
     wants_attenuation = "attenuation" in segment.measure and volume is not None and volume.units == UCUM_HOUNSFIELD
     if not (wants_attenuation or "diameter" in segment.measure):
         return
-    mask = label_map.labels == segment.label_value
+    mask = label_map.mask(segment.label_value)
     if "diameter" in segment.measure:
         extent = measure_extent(mask, label_map.source)
         yield _number(LONG_AXIS, extent.in_plane_mm, UCUM_MILLIMETRE)

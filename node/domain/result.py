@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from node.codes import Code
+from node.domain.findings import Detection, Evaluation, Landmark
 from node.domain.modelcard import ModelCard, SegmentDefinition
 from node.domain.states import Outcome
 from node.domain.volume import LabelMap, QualityNote
@@ -43,6 +44,10 @@ class Provenance:
     weights_sha256: tuple[str, ...]
     device_uid: str
     """Device UID of this model on these weights (IHE AIR 6.5.3.1): changes whenever the weights change."""
+    parity: str = ""
+    """The gate that the engine passed against float32 torch: its identifier and figures; '' for the reference itself."""
+    notes: tuple[str, ...] = ()
+    """What the run did otherwise than planned, e.g. a step of the out-of-memory ladder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +72,6 @@ class Result:
     provenance: Provenance | None = None
     reason: str = ""
     """For NOT_ATTEMPTED and FAILED: a sentence for the reader."""
+    evaluations: tuple[Evaluation, ...] = ()
+    detections: tuple[Detection, ...] = ()
+    landmarks: tuple[Landmark, ...] = ()

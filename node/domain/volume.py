@@ -157,7 +157,37 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelMap:
-    """One label per pixel of the source grid; 0 is background. `labels` has shape `source.shape`, uint8."""
+    """One value per pixel of the source grid; 0 is background. `labels` has shape `source.shape`, uint8.
+
+    Where structures exclude each other a value is the label value of the structure. Where they may overlap (`members` given), a
+    value stands for a set of structures: `members[value]` are their label values, `members[0]` is empty.
+    """
 
     labels: NDArray[np.uint8]
     source: SourceGrid
+    members: tuple[tuple[int, ...], ...] = ()
+
+    def values_of(self, label_value: int) -> NDArray[np.bool_]:
+        """Answers which of the 256 values of `labels` lie in a structure."""
+        table = np.zeros(256, dtype=np.bool_)
+        if not self.members:
+            table[label_value] = True
+        for value, members in enumerate(self.members):
+            table[value] = label_value in members
+        return table
+
+    def mask(self, label_value: int, plane_index: int | None = None) -> NDArray[np.bool_]:
+        """Answers where a structure lies: shape `source.shape`, or (rows, columns) of one plane."""
+        labels = self.labels if plane_index is None else self.labels[plane_index]
+        return self.values_of(label_value)[labels] if self.members else np.asarray(labels == label_value)
+
+    def pixels_of_planes(self) -> NDArray[np.int64]:
+        """Answers how many pixels of each plane lie in the structure of each label value, shape (planes, 256)."""
+        counts = np.stack([np.bincount(plane.reshape(-1), minlength=256) for plane in self.labels])
+        if not self.members:
+            return counts
+        of_structures = np.zeros_like(counts)
+        for value, members in enumerate(self.members):
+            for label_value in members:
+                of_structures[:, label_value] += counts[:, value]
+        return of_structures

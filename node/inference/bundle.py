@@ -5,9 +5,11 @@ that read, invert, discretise or save are recognised and left out; what is not r
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +21,7 @@ from monai.inferers import SimpleInferer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from node.domain.findings import Findings
 from node.domain.modelcard import ModelCard, WeightsFile
 from node.domain.result import Provenance
 from node.domain.volume import LabelMap, Scores, Volume
@@ -26,6 +29,7 @@ from node.errors import BundleInvalid, NodeError
 from node.inference.engines import Engine
 from node.inference.engines.torch_engine import TorchEngine
 from node.inference.islands import fill_holes, keep_largest_component
+from node.inference.restore import restore_labels, restore_probability
 from node.inference.weights import require_weights
 
 IMAGE: Final = "image"
@@ -76,16 +80,27 @@ class Bundle:
             device_uid=self.card.device_uid,
         )
 
-    def predict(self, volume: Volume, progress: Callable[[float], None] = lambda _: None) -> Scores:
-        """Answers the scores of every class on the grid that the bundle's preprocessing makes."""
+    def predict(self, images: Sequence[Volume], progress: Callable[[float], None] = lambda _: None) -> Findings:
+        """Answers what the network outlines on the grid of the first of `images`."""
         progress(0.0)
+        began = time.perf_counter()
+        scores = self.score(images)
+        inferred = time.perf_counter()
+        label_map = self.tail(LabelMap(restore_labels(scores, images[0].source), images[0].source))
+        stages = {"network": inferred - began, "restore": time.perf_counter() - inferred}
+        progress(1.0)
+        probability = partial(restore_probability, scores, images[0].source) if scores.is_probability else None
+        return Findings(label_map, probability=probability, stages=stages)
+
+    def score(self, images: Sequence[Volume]) -> Scores:
+        """Answers the scores of every class on the grid that the bundle's preprocessing makes."""
+        (volume,) = images
         prepared: MetaTensor = self._parts.preprocessing({IMAGE: as_meta_tensor(volume)})[IMAGE]
         affine = np.asarray(prepared.affine, dtype=np.float64)
         with torch.inference_mode():
             output = self._parts.inferer(prepared.as_tensor()[None].float(), self._engine.infer)
             values = torch.as_tensor(output)[0].float()
             self._parts.tail.activate(values)
-        progress(1.0)
         return Scores(values.numpy(), _RAS_FROM_LPS @ affine, is_probability=self._parts.tail.is_probability)
 
     def tail(self, label_map: LabelMap) -> LabelMap:

@@ -9,7 +9,6 @@ import torch
 
 from node.errors import BundleInvalid, EngineError
 from node.inference.bundle import load_bundle
-from node.inference.restore import restore_labels
 from node.inference.series_reader import read_series
 from node.modelstore import load_card
 from tests.bundles import make_bundle
@@ -23,7 +22,9 @@ def test_labels_are_those_of_the_thresholds(tmp_path: Path, orientation: str, sl
     folder = make_bundle(tmp_path / "models", slow=slow)
     series = make_ct_series(tmp_path / "ct", orientation=orientation, slices=12, rows=32, columns=32)
     volume = read_series(series.paths)
-    labels = restore_labels(load_bundle(folder, load_card(folder)).predict(volume), volume.source)
+    label_map = load_bundle(folder, load_card(folder)).predict([volume]).label_map
+    assert label_map is not None
+    labels = label_map.labels
     expected = (volume.voxels > 145).astype(np.uint8) + (volume.voxels > 625)
     assert (labels != expected).mean() < 1e-4
 
@@ -91,5 +92,5 @@ def test_classes_are_compared_between_voxels_as_the_bundle_says(tmp_path: Path, 
     order = [softmax, invert, discrete] if before_inversion else [invert, softmax, discrete]
     edit(folder, postprocessing={"_target_": "Compose", "transforms": order})
     series = make_ct_series(tmp_path / "ct", slices=12, rows=32, columns=32)
-    values = load_bundle(folder, load_card(folder)).predict(read_series(series.paths)).values
+    values = load_bundle(folder, load_card(folder)).score([read_series(series.paths)]).values
     assert np.allclose(values.sum(axis=0), 1.0) == before_inversion
