@@ -120,7 +120,7 @@ class Dispatcher:
         completeness: Completeness,
         now_s: float,
     ) -> None:
-        selected = {selection.series_instance_uid for selection in decision.selections}
+        selected = {uid for selection in decision.selections for uid in selection.series_instance_uids}
         ends = {uid: (SeriesState.SELECTED, "") if uid in selected else (SeriesState.DECLINED, reason) for uid, reason in reasons.items()}
         with transaction(self._connection):
             if not self._received.mark_decided(study, now_s=now_s, reason=completeness.value, forced=completeness is Completeness.FORCED):
@@ -139,7 +139,7 @@ class Dispatcher:
         jobs = []
         for selection in decision.selections:
             card = self._rules.cards[selection.route.model]
-            inputs = {i.sop_instance_uid: i.sha256 for i in instances if i.series_instance_uid == selection.series_instance_uid}
+            inputs = {i.sop_instance_uid: i.sha256 for i in instances if i.series_instance_uid in selection.series_instance_uids}
             jobs.append(
                 NewJob(
                     job_key=derive_job_key(card.digest, study.study_instance_uid, inputs.values()),

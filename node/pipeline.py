@@ -38,7 +38,7 @@ from node.evidence.sop_common import part10_bytes
 from node.evidence.structure_set import encode_structure_set
 from node.files import write_durably
 from node.inference.pixels import PARSE_ERRORS
-from node.inference.series_reader import read_series
+from node.study_images import read_study_images
 
 QUARANTINE: Final = "quarantine"
 """Folder beside the results: what the gate has held back, for a person and `radnode check`."""
@@ -121,28 +121,28 @@ class FrozenEvidence:
 
 
 def analyse(files: Sequence[Path], model: Model, watch: Stopwatch) -> Analysis:
-    """Runs a model on the images of a series.
+    """Runs a model on the images of a job: `files` of a series, of one series a channel, or single images.
 
     A series that must not be analysed gives a Result with outcome NOT_ATTEMPTED and the reason: told, never silent.
     Raises whatever NodeError the model or its engine raises: the caller decides on another attempt.
     """
     try:
         with watch.stage(Step.PREPARE):
-            volume = read_series(files)
+            images = read_study_images(files, model.card)
     except InputError as error:
         return decline(files, model.card, Outcome.NOT_ATTEMPTED, str(error))
     with watch.stage(Step.INFER) as progress:
-        findings = model.predict([volume], progress)
+        findings = model.predict(images, progress)
     watch.split(Step.INFER, findings.stages)
     with watch.stage(Step.MEASURE):
-        result = conclude(model, findings, volume)
+        result = conclude(model, findings, images)
         sources = read_source_headers(files)
-    return Analysis(result, volume, sources, findings.probability)
+    return Analysis(result, images[0], sources, findings.probability)
 
 
-def conclude(model: Model, findings: Findings, volume: Volume) -> Result:
-    """Answers the result that findings amount to: what of the card is present, with its measurements."""
-    segments = measure(findings.label_map, model.card, volume) if findings.label_map is not None else ()
+def conclude(model: Model, findings: Findings, images: Sequence[Volume]) -> Result:
+    """Answers the result that findings amount to: what of the card is present, with its measurements on the first of `images`."""
+    segments = measure(findings.label_map, model.card, images[0]) if findings.label_map is not None else ()
     found = any(segment.present for segment in segments) or findings.evaluations or findings.detections or findings.landmarks
     return Result(
         card=model.card,
@@ -152,7 +152,7 @@ def conclude(model: Model, findings: Findings, volume: Volume) -> Result:
         evaluations=findings.evaluations,
         detections=findings.detections,
         landmarks=findings.landmarks,
-        notes=volume.notes,
+        notes=tuple(dict.fromkeys(note for image in images for note in image.notes)),
         provenance=replace(model.provenance, notes=findings.provenance_notes),
     )
 

@@ -70,6 +70,8 @@ def _title(series: "SeriesHeader") -> str:
 def _as_json(study: "LocalStudy", decision: "StudyDecision") -> dict[str, object]:
     return {
         "study_instance_uid": study.study_instance_uid,
-        "selected": [{"series_instance_uid": one.series_instance_uid, "model": one.route.model} for one in decision.selections],
+        "selected": [
+            {"series_instance_uid": uid, "model": one.route.model} for one in decision.selections for uid in one.series_instance_uids
+        ],
         "verdicts": decision.verdicts,
     }

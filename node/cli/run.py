@@ -94,10 +94,11 @@ def _chosen_files(study: "LocalStudy", card: "ModelCard") -> tuple[Path, ...]:
             for one in study.series
         )
         raise OutsideIntendedUse(f"{card.name} accepts no series of this study:\n{reasons}")
-    chosen = decision.selections[0].series_instance_uid
-    why = next(verdict.reason for verdict in decision.verdicts if verdict.series_instance_uid == chosen and verdict.accepted)
-    say(f"series {chosen}: {why}")
-    return study.files[chosen]
+    chosen = decision.selections[0].series_instance_uids
+    for uid in chosen:
+        why = next(verdict.reason for verdict in decision.verdicts if verdict.series_instance_uid == uid and verdict.accepted)
+        say(f"series {uid}: {why}")
+    return tuple(path for uid in chosen for path in study.files[uid])
 
 
 def _analyse(

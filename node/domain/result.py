@@ -6,7 +6,7 @@ from node.codes import Code
 from node.domain.findings import Detection, Evaluation, Landmark
 from node.domain.modelcard import ModelCard, SegmentDefinition
 from node.domain.states import Outcome
-from node.domain.volume import LabelMap, QualityNote
+from node.domain.volume import LabelMap, QualityNote, SourceGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +75,5 @@ class Result:
     evaluations: tuple[Evaluation, ...] = ()
     detections: tuple[Detection, ...] = ()
     landmarks: tuple[Landmark, ...] = ()
+    grids: tuple[SourceGrid, ...] = ()
+    """Where the pixels of the analysed images lie: of each volume, or of each image by itself."""

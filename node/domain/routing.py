@@ -1,45 +1,14 @@
 """Which series goes to which model, and why every other does not. Rules are data; deciding is pure."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
-
-import numpy as np
 
 from node.codes import MANUFACTURER_MODEL_NAME
-from node.domain.instance import NOT_IMAGES, InstanceHeader, SeriesHeader, as_text
-from node.domain.modelcard import InputRequirement, ModelCard, Range
+from node.domain.channels import choose_channels
+from node.domain.eligibility import Condition, condition_fault, preference, requirement_fault, slice_spacing_mm
+from node.domain.instance import NOT_IMAGES, SeriesHeader
+from node.domain.modelcard import ModelCard
 from node.domain.states import Priority
-
-Condition = tuple[str, ...] | Range
-"""An element must equal one of these values (upper case), or lie in the range."""
-
-AXIS_TOLERANCE_COSINE: Final = 0.8
-"""A stack is axial (coronal, sagittal) when its normal lies within 37 degrees of that axis; else it is oblique."""
-
-COMPUTED_IMAGES: Final = frozenset({
-    "MIP", "MINIP", "MAXIP", "PROJECTION IMAGE", "ADC", "FA", "TRACEW", "SUBTRACTION", "SUB", "CBF", "CBV", "MTT", "TTP", "RELCBF", "PERFUSION"
-})  # fmt: skip
-"""Words of Image Type for images that show a computed quantity or a projection, not the anatomy slice by slice."""
-
-IDENTIFYING: Final = (
-    "Patient",
-    "OtherPatient",
-    "Accession",
-    "Physician",
-    "Operator",
-    "Institution",
-    "Responsible",
-    "StudyID",
-    "Person",
-    "Admission",
-)
-"""Keywords with one of these parts may hold what names a person: their values stay out of every reason."""
-
-_NO_CONTRAST: Final = frozenset({"NONE", "NO", "N", "NON", "OHNE", "WITHOUT"})
-
-_SECONDARY_CAPTURE_PREFIX: Final = "1.2.840.10008.5.1.4.1.1.7"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +36,15 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A series that a route sends to a model."""
+    """What a route sends to a model: a series; or one for each channel of its network; or every series of single images."""
 
     route: Route
-    series_instance_uid: str
+    series_instance_uids: tuple[str, ...]
+
+    @property
+    def series_instance_uid(self) -> str:
+        """The series whose grid the result has: the first."""
+        return self.series_instance_uids[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,31 +87,60 @@ def decide_study(
             reason = f"the model {route.model} cannot be used: its card is absent or has faults, see the log"
             verdicts.extend(Verdict(one.series_instance_uid, route.name, accepted=False, rule="node", reason=reason) for one in candidates)
             continue
-        eligible: list[SeriesHeader] = []
-        for one in candidates:
-            rule, reason = _objection(one, route, card)
-            if reason:
-                verdicts.append(Verdict(one.series_instance_uid, route.name, accepted=False, rule=rule, reason=reason))
-            else:
-                eligible.append(one)
-        if not eligible:
-            continue
-        best, *others = sorted(eligible, key=lambda one: preference(one, card))
-        selections.append(Selection(route, best.series_instance_uid))
-        verdicts.append(
-            Verdict(best.series_instance_uid, route.name, accepted=True, rule=f"card {card.name}", reason=_praise(best, others))
-        )
-        verdicts.extend(
-            Verdict(
-                one.series_instance_uid,
-                route.name,
-                accepted=False,
-                rule="choice",
-                reason=f"series number {best.representative.text('SeriesNumber') or '?'} of this study suits {card.name} better ({_difference(best, one, card)})",
-            )
-            for one in others
-        )
+        selection, told = _decide_route(route, card, candidates)
+        verdicts.extend(told)
+        if selection is not None:
+            selections.append(selection)
     return StudyDecision(tuple(selections), tuple(verdicts))
+
+
+def _decide_route(route: Route, card: ModelCard, candidates: Sequence[SeriesHeader]) -> tuple[Selection | None, list[Verdict]]:
+    """Answers what one route takes, and its verdict on every candidate."""
+    verdicts: list[Verdict] = []
+
+    def tell(one: SeriesHeader, reason: str, *, rule: str = f"card {card.name}", accepted: bool = False) -> None:
+        verdicts.append(Verdict(one.series_instance_uid, route.name, accepted=accepted, rule=rule, reason=reason))
+
+    eligible: list[SeriesHeader] = []
+    for one in candidates:
+        rule, reason = _objection(one, route, card)
+        if reason:
+            tell(one, reason, rule=rule)
+        else:
+            eligible.append(one)
+    if not eligible:
+        return None, verdicts
+    ranked = sorted(eligible, key=lambda one: preference(one, card))
+    if card.reads == "images":
+        for one in ranked:
+            tell(one, f"one of {len(ranked)} eligible series of single images", accepted=True)
+        return Selection(route, tuple(one.series_instance_uid for one in ranked)), verdicts
+    if card.channels:
+        return _decide_channels(route, card, ranked, tell), verdicts
+    best, *others = ranked
+    tell(best, _praise(best, others), accepted=True)
+    for one in others:
+        tell(one, f"{_named(best)} suits {card.name} better ({_difference(best, one, card)})", rule="choice")
+    return Selection(route, (best.series_instance_uid,)), verdicts
+
+
+def _decide_channels(route: Route, card: ModelCard, ranked: Sequence[SeriesHeader], tell: Callable[..., None]) -> Selection | None:
+    chosen = choose_channels(ranked, card)
+    if isinstance(chosen, str):
+        for one in ranked:
+            tell(one, chosen)
+        return None
+    channel_of = {one.series_instance_uid: channel for channel, one in chosen.items()}
+    for one in ranked:
+        if channel := channel_of.get(one.series_instance_uid):
+            tell(one, f"taken as {channel}", accepted=True)
+        else:
+            tell(one, f"other series of this study suit the inputs of {card.name} better", rule="choice")
+    return Selection(route, tuple(channel_of))
+
+
+def _named(series: SeriesHeader) -> str:
+    return f"series number {series.representative.text('SeriesNumber') or '?'} of this study"
 
 
 def _never_analysed(series: SeriesHeader, own: frozenset[str]) -> str:
@@ -155,7 +158,7 @@ def _never_analysed(series: SeriesHeader, own: frozenset[str]) -> str:
 
 def _objection(series: SeriesHeader, route: Route, card: ModelCard) -> tuple[str, str]:
     for keyword, condition in route.when.items():
-        fault = _condition_fault(series.representative, keyword, condition, absent_fails=True)
+        fault = condition_fault(series.representative, keyword, condition, absent_fails=True)
         if fault:
             return f"route {route.name}", fault
     faults = [requirement_fault(series, requirement) for requirement in card.inputs]
@@ -167,175 +170,6 @@ def _objection(series: SeriesHeader, route: Route, card: ModelCard) -> tuple[str
         if series.representative.text("Modality") in requirement.modality
     ]
     return f"card {card.name}", " / ".join(dict.fromkeys(same_modality or faults))
-
-
-def requirement_fault(series: SeriesHeader, requirement: InputRequirement) -> str:
-    """Answers the first condition of `requirement` that the series breaks, '' where all hold."""
-    header = series.representative
-    modality = header.text("Modality")
-    if modality not in requirement.modality:
-        return f"Modality is {modality}, not {' or '.join(requirement.modality)}"
-    kind = _image_type_fault(header)
-    if kind:
-        return kind
-    for fault in (
-        _body_part_fault(header, requirement),
-        _word_fault(header, requirement),
-        _contrast_fault(header, requirement.contrast),
-        _geometry_fault(series, requirement),
-    ):
-        if fault:
-            return fault
-    for keyword, condition in (requirement.when or {}).items():
-        fault = _condition_fault(header, keyword, condition, absent_fails=False)
-        if fault:
-            return fault
-    return ""
-
-
-def _image_type_fault(header: InstanceHeader) -> str:
-    image_type = {str(value).upper() for value in header.values("ImageType")}
-    computed = image_type & COMPUTED_IMAGES
-    if computed:
-        return f"Image Type says {', '.join(sorted(computed))}"
-    if "LOCALIZER" in image_type or {"SCOUT", "TOPOGRAM"} & image_type:
-        return "Image Type says LOCALIZER"
-    if header.sop_class_uid.startswith(_SECONDARY_CAPTURE_PREFIX) and not header.sop_class_uid.startswith(_SECONDARY_CAPTURE_PREFIX + "7"):
-        return "Secondary Capture"
-    if (
-        "DERIVED" in image_type
-        and not image_type & {"REFORMATTED", "AVERAGE", "MPR", "RESAMPLED", "NORM", "DIS2D", "DIS3D"}
-        and "PRIMARY" not in image_type
-    ):
-        return "Image Type says DERIVED\\SECONDARY"
-    return ""
-
-
-def description_words(header: InstanceHeader) -> frozenset[str]:
-    """Answers the upper-case words of Series, Protocol and Study Description and Body Part Examined."""
-    text = " ".join(
-        header.text(keyword) for keyword in ("SeriesDescription", "ProtocolName", "StudyDescription", "BodyPartExamined", "SequenceName")
-    )
-    return frozenset(re.findall(r"[^\W_]+", text))
-
-
-def _series_words(header: InstanceHeader) -> frozenset[str]:
-    text = " ".join(header.text(keyword) for keyword in ("SeriesDescription", "ProtocolName", "SequenceName", "ConvolutionKernel"))
-    return frozenset(re.findall(r"[^\W_]+", text))
-
-
-def _body_part_fault(header: InstanceHeader, requirement: InputRequirement) -> str:
-    if not requirement.body_part:
-        return ""
-    stated = header.text("BodyPartExamined")
-    wanted = frozenset(requirement.body_part)
-    # the description of a study names all its parts: where the series states its own, the study has no say
-    described = _series_words(header) if stated else description_words(header)
-    if stated in wanted or wanted & described:
-        return ""
-    where = f"Body Part Examined is {stated}" if stated else "Body Part Examined is absent"
-    return f"{where} and no description names one of {', '.join(requirement.body_part)}"
-
-
-def _word_fault(header: InstanceHeader, requirement: InputRequirement) -> str:
-    words = _series_words(header)
-    if requirement.words and not _matching(requirement.words, words):
-        return f"Series and Protocol Description name none of {', '.join(requirement.words)}"
-    forbidden = _matching(requirement.without_words, words)
-    if forbidden:
-        return f"the description says {', '.join(sorted(forbidden))}"
-    return ""
-
-
-def _matching(wanted: Iterable[str], words: frozenset[str]) -> set[str]:
-    """A wanted word ending in * matches every word that starts so."""
-    return {want for want in wanted if want in words or (want.endswith("*") and any(word.startswith(want[:-1]) for word in words))}
-
-
-def _contrast_fault(header: InstanceHeader, contrast: str) -> str:
-    agent = header.text("ContrastBolusAgent").strip()
-    if agent in _NO_CONTRAST:
-        agent = ""
-    if contrast == "with" and not agent:
-        return "Contrast/Bolus Agent is absent, the model needs contrast"
-    if contrast == "without" and agent:
-        return "Contrast/Bolus Agent is given, the model needs images without contrast"
-    return ""
-
-
-def _geometry_fault(series: SeriesHeader, requirement: InputRequirement) -> str:
-    if not requirement.slices.holds(series.slices):
-        return f"{series.slices} slices, the model needs {requirement.slices}"
-    header = series.representative
-    orientation = orientation_of(header)
-    if requirement.orientation and orientation not in requirement.orientation:
-        return f"orientation is {orientation or 'unknown'}, not {' or '.join(requirement.orientation)}"
-    spacing_mm = slice_spacing_mm(series)
-    if spacing_mm is not None:
-        if not requirement.slice_spacing_mm.holds(spacing_mm):
-            return f"slice spacing {spacing_mm:.2f} mm, the model needs {requirement.slice_spacing_mm} mm"
-        coverage_mm = spacing_mm * series.slices
-        if not requirement.coverage_mm.holds(coverage_mm):
-            return f"covers {coverage_mm:.0f} mm, the model needs {requirement.coverage_mm} mm"
-    pixel_spacing = header.numbers("PixelSpacing")
-    if pixel_spacing and not requirement.pixel_spacing_mm.holds(max(pixel_spacing)):
-        return f"pixel spacing {max(pixel_spacing):.2f} mm, the model needs {requirement.pixel_spacing_mm} mm"
-    return ""
-
-
-def _condition_fault(header: InstanceHeader, keyword: str, condition: Condition, *, absent_fails: bool) -> str:
-    values = header.values(keyword)
-    if not values:
-        return f"{keyword} is absent" if absent_fails else ""
-    if isinstance(condition, Range):
-        numbers = header.numbers(keyword)
-        if numbers and all(condition.holds(number) for number in numbers):
-            return ""
-        return _mismatch(header, keyword, str(condition))
-    present = {as_text(value).upper().strip() for value in values}
-    if present & set(condition):
-        return ""
-    return _mismatch(header, keyword, " or ".join(condition))
-
-
-def _mismatch(header: InstanceHeader, keyword: str, wanted: str) -> str:
-    if any(part in keyword for part in IDENTIFYING):
-        return f"{keyword} is another than the rule names"
-    return f"{keyword} is {header.text(keyword)}, not {wanted}"
-
-
-def orientation_of(header: InstanceHeader) -> str:
-    """Answers axial, coronal, sagittal or oblique by the slice normal, '' where the orientation is unknown."""
-    cosines = header.numbers("ImageOrientationPatient")
-    if len(cosines) != 6:
-        return ""
-    normal = np.abs(np.cross(cosines[:3], cosines[3:]))
-    axis = int(normal.argmax())
-    return ("sagittal", "coronal", "axial")[axis] if normal[axis] >= AXIS_TOLERANCE_COSINE else "oblique"
-
-
-def slice_spacing_mm(series: SeriesHeader) -> float | None:
-    """Answers the median distance between neighbouring slices; of a multi-frame object what it states; None if unknown."""
-    header = series.representative
-    if any(instance.frames > 1 for instance in series.instances) or len(series.instances) == 1:
-        stated = header.numbers("SpacingBetweenSlices") or header.numbers("SliceThickness")
-        return stated[0] if stated else None
-    cosines = header.numbers("ImageOrientationPatient")
-    if len(cosines) != 6:
-        return None
-    normal = np.cross(cosines[:3], cosines[3:])
-    places = [instance.numbers("ImagePositionPatient") for instance in series.instances]
-    distances = np.unique(np.round([float(np.dot(place, normal)) for place in places if len(place) == 3], 3))
-    return float(np.median(np.diff(distances))) if len(distances) > 1 else None
-
-
-def preference(series: SeriesHeader, card: ModelCard) -> tuple[int, int, float, int, str]:
-    """Answers a sort key: the smaller, the better the series suits the model."""
-    words = _series_words(series.representative)
-    avoided = len(_matching(card.avoid_words, words))
-    wanted = next((place for place, word in enumerate(card.prefer_words) if _matching([word], words)), len(card.prefer_words))
-    spacing_mm = slice_spacing_mm(series)
-    return (avoided, wanted, round(spacing_mm, 2) if spacing_mm is not None else 1e9, -series.slices, series.series_instance_uid)
 
 
 def _praise(best: SeriesHeader, others: Sequence[SeriesHeader]) -> str:

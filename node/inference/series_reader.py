@@ -77,6 +77,8 @@ _HEADER: Final = (
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
     "NumberOfFrames",
     "Rows",
     "Columns",
@@ -97,7 +99,7 @@ _HEADER: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class _Instance:
+class Instance:
     """One file: its header, and where its pixels lie."""
 
     header: FileDataset
@@ -110,6 +112,7 @@ class _Instance:
 
     @property
     def sop_class_uid(self) -> str:
+        """As the instance UID."""
         return text(self.header, "SOPClassUID") or text(self.header.file_meta, "MediaStorageSOPClassUID")
 
 
@@ -125,10 +128,10 @@ class _Image:
 
 
 @dataclass(slots=True)
-class _Selection:
+class Instances:
     """The instances that make the volume, and what was left out."""
 
-    instances: list[_Instance]
+    instances: list[Instance]
     notes: list[QualityNote] = field(default_factory=list)
 
 
@@ -139,7 +142,7 @@ def read_series(files: Sequence[Path]) -> Volume:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom and the decoders warn of what real scanners write: data, not code
-        selection = _select([_read_instance(path, number) for number, path in enumerate(sorted(files), start=1)])
+        selection = select_instances([read_instance(path, number) for number, path in enumerate(sorted(files), start=1)])
         instances = selection.instances
         modality = _one_value(instances, "Modality", "modalities") or "OT"
         _one_value(instances, "SeriesInstanceUID", "series")
@@ -160,7 +163,8 @@ def read_series(files: Sequence[Path]) -> Volume:
 # ── headers ─────────────────────────────────────────────────────────────────
 
 
-def _read_instance(path: Path, number: int) -> _Instance:
+def read_instance(path: Path, number: int) -> Instance:
+    """Answers the header of a file and where its pixels lie; `number` names the file where the header does not."""
     with path.open("rb") as file:
         try:
             _refuse_bomb(file, number)
@@ -171,7 +175,7 @@ def _read_instance(path: Path, number: int) -> _Instance:
             raise BrokenPixelData(f"File {number} of the series cannot be parsed as DICOM ({type(error).__name__}).") from error
         instance_number = integer(header, "InstanceNumber")
         name = f"file {number}" if instance_number is None else f"image {instance_number}"
-        return _Instance(header, locate_pixels(header, file, path, name))
+        return Instance(header, locate_pixels(header, file, path, name))
 
 
 def _refuse_bomb(file: BinaryIO, number: int) -> None:
@@ -185,16 +189,16 @@ def _refuse_bomb(file: BinaryIO, number: int) -> None:
     file.seek(0)
 
 
-def _select(instances: Sequence[_Instance]) -> _Selection:
+def select_instances(instances: Sequence[Instance]) -> Instances:
     """Answers each instance once, without localizers."""
-    unique: dict[str, _Instance] = {}
+    unique: dict[str, Instance] = {}
     for instance in instances:
         uid = instance.sop_instance_uid
         if not uid or not instance.sop_class_uid:
             raise NotAVolume(f"SOP Class UID or SOP Instance UID is absent in {instance.pixels.name}: a result could not refer to it.")
         unique.setdefault(uid, instance)
     chosen = [unique[uid] for uid in sorted(unique) if "LOCALIZER" not in texts(unique[uid].header, "ImageType")]
-    selection = _Selection(chosen)
+    selection = Instances(chosen)
     if len(unique) < len(instances):
         count = len(instances) - len(unique)
         selection.notes.append(QualityNote(REPEATED_INSTANCES_LEFT_OUT, f"{count} repeated image(s) of the same UID left out."))
@@ -206,7 +210,7 @@ def _select(instances: Sequence[_Instance]) -> _Selection:
     return selection
 
 
-def _one_value(instances: Sequence[_Instance], keyword: str, what: str) -> str:
+def _one_value(instances: Sequence[Instance], keyword: str, what: str) -> str:
     """Answers the one value that all instances share, '' where none has any; raises NotAVolume where they differ."""
     values = sorted({text(instance.header, keyword) for instance in instances} - {""})
     if len(values) > 1:
@@ -214,7 +218,7 @@ def _one_value(instances: Sequence[_Instance], keyword: str, what: str) -> str:
     return values[0] if values else ""
 
 
-def _images(instance: _Instance) -> Iterator[_Image]:
+def _images(instance: Instance) -> Iterator[_Image]:
     """Yields the images of an instance: itself, or its frames (PS3.3 C.7.6.16)."""
     header = instance.header
     if "MOSAIC" in texts(header, "ImageType"):
@@ -241,7 +245,7 @@ def _images(instance: _Instance) -> Iterator[_Image]:
 
 
 def _image(
-    instance: _Instance,
+    instance: Instance,
     geometry: tuple[Dataset, Dataset, Dataset],
     frame_index: int | None,
     traits: tuple[tuple[str, str], ...],

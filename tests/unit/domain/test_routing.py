@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from node.codes import MANUFACTURER_MODEL_NAME, Code
+from node.domain.eligibility import orientation_of, slice_spacing_mm
 from node.domain.instance import InstanceHeader, SeriesHeader, Value
 from node.domain.modelcard import InputRequirement, ModelCard, Range, SegmentDefinition
-from node.domain.routing import Route, decide_study, orientation_of, slice_spacing_mm
+from node.domain.routing import Route, decide_study
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CT_STORAGE = "1.2.840.10008.5.1.4.1.1.2"
