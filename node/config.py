@@ -187,6 +187,7 @@ class WorkerSection(Section):
     devices: Annotated[list[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]], Field(min_length=1)] = ["cpu"]
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    models_gib: Annotated[float, Field(ge=0)] = 0.0
     attempt_timeout_s: Seconds = 3600.0
     heartbeat_timeout_s: Annotated[float, Field(ge=10)] = 60.0
 

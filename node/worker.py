@@ -17,20 +17,21 @@ import structlog
 from node.config import Config
 from node.dispatcher import release_jobs_of_the_dead, worker_lock
 from node.domain.delivery import RetryAt, RetryPolicy, decide_retry
+from node.domain.ladder import Rung, rungs
 from node.domain.modelcard import ModelCard
 from node.domain.states import JobState, Outcome
-from node.errors import EngineError, NodeError
+from node.errors import DeviceOutOfMemory, EngineError, NodeError
 from node.evidence.context import EvidenceContext
-from node.inference.bundle import load_bundle
+from node.inference.bundle import Bundle, load_bundle
 from node.inference.engines.torch_engine import require_device
 from node.intake.spool import spooled_path
 from node.journal import EvidenceRecord, JobEnd, JobJournal, JobRecord, open_database
 from node.locks import Heart, HeldLock
+from node.model_shelf import ModelShelf
 from node.modelstore import find_card
 from node.pipeline import (
     Analysis,
     FrozenEvidence,
-    Model,
     Step,
     Stopwatch,
     Wanted,
@@ -87,7 +88,7 @@ class Worker:
         self._device = device
         self._name = name
         self._jobs = JobJournal(open_database(config.node.state_dir))
-        self._models: dict[str, Model] = {}
+        self._shelf = ModelShelf(self._load, device, int(config.worker.models_gib * 2**30))
 
     def warm_up(self) -> None:
         """Loads the models that the routes name, so that the first study does not wait; a model that fails is told, not fatal.
@@ -101,7 +102,7 @@ class Worker:
                 continue
             marker.touch()
             try:
-                self._model(model)
+                self._shelf.take(model)
             except NodeError as error:
                 log.warning("model.unavailable", model=model, reason=str(error))
             marker.unlink(missing_ok=True)
@@ -134,19 +135,29 @@ class Worker:
             log.info("job.step", job_id=job.job_id, step=step)
 
     def _analyse(self, job: JobRecord, watch: Stopwatch) -> Analysis:
-        return analyse(self._files(job), self._model(job.model), watch)
+        """Climbs down the ladder while memory is short; what was done differently stands in the provenance of the result."""
+        notes: list[str] = []
+        *planned, last = rungs(self._device)
+        for rung in planned:
+            try:
+                return told(self._attempt(job, rung, watch), [*notes, rung])
+            except DeviceOutOfMemory as error:
+                notes.append(rung)
+                log.warning("job.out_of_memory", job_id=job.job_id, reason=str(error), next=rung.name)
+        return told(self._attempt(job, last, watch), [*notes, last])
+
+    def _attempt(self, job: JobRecord, rung: Rung, watch: Stopwatch) -> Analysis:
+        return analyse(self._files(job), self._shelf.take(job.model, rung), watch)
 
     def _files(self, job: JobRecord) -> list[Path]:
         return [spooled_path(self._config.node.state_dir, sha256) for sha256 in self._jobs.inputs_of(job.job_id).values()]
 
-    def _model(self, name: str) -> Model:
-        if name not in self._models:
-            card = find_card(self._config.node.models_dir, name)
-            self._models[name] = load_bundle(
-                self._config.node.models_dir / name, card, device=self._device, threads=self._config.worker.threads
-            )
-            log.info("model.loaded", model=name, version=card.version, engine=self._models[name].provenance.engine)
-        return self._models[name]
+    def _load(self, name: str, rung: Rung) -> Bundle:
+        folder, card = self._config.node.models_dir / name, find_card(self._config.node.models_dir, name)
+        device = "cpu" if rung is Rung.ON_CPU else self._device
+        model = load_bundle(folder, card, device=device, threads=self._config.worker.threads)
+        log.info("model.loaded", model=name, version=card.version, engine=model.provenance.engine)
+        return model
 
     def _after_failure(self, job: JobRecord, error: Exception, watch: Stopwatch) -> None:
         reason = describe(error)
@@ -245,6 +256,15 @@ class Worker:
             )
         else:
             log.warning("job.fenced", job_id=job.job_id, reason="another worker holds the job by now; this result is dropped")
+
+
+def told(analysis: Analysis, notes: Sequence[str]) -> Analysis:
+    """Answers an analysis whose result says how it was made otherwise than planned."""
+    said = tuple(note for note in dict.fromkeys(notes) if note)
+    provenance = analysis.result.provenance
+    if not said or provenance is None:
+        return analysis
+    return replace(analysis, result=replace(analysis.result, provenance=replace(provenance, notes=(*said, *provenance.notes))))
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -43,6 +43,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "worker.devices": "where models run: a process for each",
     "worker.max_attempts": "failures after which a job ends, with a report that says why",
     "worker.threads": "CPU threads of a worker; 0: all cores",
+    "worker.models_gib": "memory for models that wait for their next study; 0: half of the device's",
     "worker.attempt_timeout_s": "an attempt that takes longer is ended and tried again",
     "worker.heartbeat_timeout_s": "a worker without a sign of life for this long is ended",
     "retention.purge_below_free_gib": "with less free disk the oldest delivered studies are removed",
