@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  := orthanc dcmtk dicom3tools libpixelmed-java default-jre-headless invesalius-examples mricron-data gcc libc6-dev openssl poppler-utils plastimatch fonts-droid-fallback \
   chromium orthanc-dicomweb $(if $(shell command -v npm),,nodejs npm)
+# Further arguments for pytest: PYTEST='-k delivery'; PYTEST='-n0 --pdb' for one process and a debugger.
 PYTEST ?=
 # A further index for torch: PyTorch's own, https://download.pytorch.org/whl/cpu, has builds without CUDA, a tenth of the size.
 TORCH_INDEX ?=
@@ -52,7 +53,7 @@ type: $(STAMP)  ## mypy --strict
 	$(BIN)/mypy
 
 test: $(STAMP) peers lint type  ## everything: Debian peers (when root), lint, types, all tests
-	$(BIN)/pytest $(PYTEST)
+	$(BIN)/pytest -n auto $(PYTEST)
 
 unit: $(STAMP)  ## the fast tests only
 	$(BIN)/pytest tests/unit tests/house $(PYTEST)
@@ -71,8 +72,8 @@ soak: $(STAMP)  ## kill processes at random under load, count what the promises 
 docs: $(STAMP)  ## write the generated reference pages
 	$(BIN)/python scripts/write_docs.py
 
-demo: $(STAMP)  ## from C-STORE to SEG and SR on a real study
-	@$(if $(findstring --study,$(DEMO)),true,sh scripts/install-packages.sh invesalius-examples || true)
+demo: $(STAMP)  ## from C-STORE to SEG and SR on a real study; DEMO="--study head" or DEMO="--study DIR" for another
+	@$(if $(findstring --study head,$(DEMO)),sh scripts/install-packages.sh invesalius-examples || true,true)
 	@$(BIN)/radnode demo $(DEMO)
 
 constraints: $(STAMP)  ## write down the versions that are installed now

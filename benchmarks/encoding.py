@@ -60,8 +60,8 @@ def run_one(kind: str, segments: int, slices: int) -> dict[str, float]:
         plain.save_as(buffer, enforce_file_format=True)
         frames, size = int(plain.NumberOfFrames), len(buffer.getvalue())
     else:
-        found = frames_of(labels_of_planes(case.label_map.labels), [one.label_value for one in segments_of(case.result)])
-        frames, size = len(found), len(pack_frames(case.label_map.labels, found))
+        found = frames_of(labels_of_planes(case.label_map), [one.label_value for one in segments_of(case.result)])
+        frames, size = len(found), len(pack_frames(case.label_map, found))
     return {
         "frames": frames,
         "wall_s": time.perf_counter() - wall_s,

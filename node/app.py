@@ -19,12 +19,13 @@ import structlog
 
 from node.config import Config, load_config
 from node.domain.lease import LeasePolicy, judge_pulse
-from node.errors import NodeError
+from node.errors import CardIsDraft, ConfigError, ModelError, NodeError, UsageError
 from node.files import write_durably
 from node.journal import JobJournal, open_database
 from node.journal.upkeep import require_sound_journal
 from node.locks import HeldLock, LockHeld, read_pulse
 from node.log import configure_logging
+from node.modelstore import find_card, require_confirmed
 
 LOCK_WAIT_S: Final = 5.0
 STOP_GRACE_S: Final = 8.0
@@ -68,9 +69,12 @@ def serve(config_path: Path) -> int:
     ------
     AlreadyServed
         When another node holds the state directory.
+    ConfigError
+        When a route names a model whose card is a draft.
     """
     config = load_config(config_path)
     configure_logging(config.log)
+    require_confirmed_models(config)
     run_dir = config.node.state_dir / "run"
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = _take_lock(run_dir / "node.lock")
@@ -97,6 +101,20 @@ def serve(config_path: Path) -> int:
     finally:
         lock.release()
     return 0
+
+
+def require_confirmed_models(config: Config) -> None:
+    """Raises ConfigError where a route names a model whose card nobody has confirmed. A model that is absent or broken is told later."""
+    faults = []
+    for route in config.routes:
+        try:
+            require_confirmed(find_card(config.node.models_dir, route.model))
+        except CardIsDraft as error:
+            faults.append(f"route {route.name}: {error}")
+        except (ModelError, UsageError):
+            continue  # the dispatcher says so, and serves the other routes
+    if faults:
+        raise ConfigError("\n".join(faults))
 
 
 def _take_lock(path: Path) -> HeldLock:

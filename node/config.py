@@ -156,6 +156,7 @@ class PeerSection(Section):
     tls: bool = False
     tls_verify_host: bool = True
     deflate: bool = False
+    rle: bool = False
     retry: RetrySection = RetrySection()
 
 
@@ -188,6 +189,7 @@ class WorkerSection(Section):
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     models_gib: Annotated[float, Field(ge=0)] = 0.0
+    engine: Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"] = "auto"
     attempt_timeout_s: Seconds = 3600.0
     heartbeat_timeout_s: Annotated[float, Field(ge=10)] = 60.0
 

@@ -23,7 +23,7 @@ from node.intake.headers import read_series_headers
 from node.intake.spool import spooled_path
 from node.journal import InstanceRecord, JobJournal, NewJob, ReceivedJournal, StudyRecord, open_database, transaction
 from node.locks import is_free
-from node.modelstore import find_card
+from node.modelstore import find_card, require_confirmed
 
 TICK_S = 0.5
 
@@ -59,7 +59,9 @@ def usable_cards(config: Config) -> dict[str, ModelCard]:
     cards = {}
     for model in dict.fromkeys(route.model for route in config.routes):
         try:
-            cards[model] = find_card(config.node.models_dir, model)
+            card = find_card(config.node.models_dir, model)
+            require_confirmed(card)
+            cards[model] = card
         except (ModelError, UsageError) as error:
             log.error("model.unusable", model=model, reason=str(error))
     return cards

@@ -15,7 +15,9 @@ NodeError
 │       ├─ MixedOrientation, MixedGrid, MixedFrameOfReference
 │       └─ MissingGeometry
 ├─ ModelError                                          the model cannot be loaded or trusted
-│   ├─ CardInvalid, BundleInvalid
+│   ├─ CardInvalid, CardIsDraft, BundleInvalid
+│   ├─ BundleRefused                                   an archive or a pickle that must not be opened, trust that was not given
+│   ├─ BundleChanged                                   files of an installed bundle are not those that were trusted
 │   ├─ WeightsMissing, WeightsMismatch, WeightsUnavailable
 ├─ EngineError                  retryable
 │   ├─ DeviceOutOfMemory        retryable
@@ -152,8 +154,20 @@ class CardInvalid(ModelError):
     """card.toml has faults."""
 
 
+class CardIsDraft(ModelError):
+    """Nobody has confirmed the labels and codes of the card: the model must not serve a route."""
+
+
 class BundleInvalid(ModelError):
     """The bundle lacks a part that radnode needs."""
+
+
+class BundleRefused(ModelError):
+    """The bundle holds what must not be opened, or nobody has said that its code is trusted."""
+
+
+class BundleChanged(ModelError):
+    """Files of an installed bundle are not those that were trusted when it was installed."""
 
 
 class WeightsMissing(ModelError):

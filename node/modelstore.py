@@ -5,7 +5,7 @@ from pathlib import Path
 
 from node.domain.card_reader import parse_card
 from node.domain.modelcard import ModelCard
-from node.errors import CardInvalid, UsageError
+from node.errors import CardInvalid, CardIsDraft, UsageError
 
 
 def load_card(folder: Path) -> ModelCard:
@@ -31,12 +31,21 @@ def load_card(folder: Path) -> ModelCard:
 
 def load_cards(models_dir: Path) -> dict[str, ModelCard]:
     """Reads the cards of all models, by name."""
-    return {folder.name: load_card(folder) for folder in sorted(models_dir.iterdir()) if (folder / "card.toml").is_file()}
+    folders = [folder for folder in sorted(models_dir.iterdir()) if not folder.name.startswith(".") and (folder / "card.toml").is_file()]
+    return {folder.name: load_card(folder) for folder in folders}
 
 
 def find_card(models_dir: Path, name: str) -> ModelCard:
     """Reads the card of a model by its name; raises UsageError that lists the models there are."""
     if not (models_dir / name / "card.toml").is_file():
-        there = ", ".join(sorted(folder.parent.name for folder in models_dir.glob("*/card.toml"))) or "none"
+        there = ", ".join(sorted(card.parent.name for card in models_dir.glob("[!.]*/card.toml"))) or "none"
         raise UsageError(f"there is no model {name!r} in {models_dir} → models here: {there}")
     return load_card(models_dir / name)
+
+
+def require_confirmed(card: ModelCard) -> None:
+    """Raises CardIsDraft when nobody has confirmed the card: no route may name such a model."""
+    if card.draft:
+        raise CardIsDraft(
+            f"the card of {card.name} is a draft: nobody has confirmed its labels and codes → radnode model confirm {card.name}"
+        )

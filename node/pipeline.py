@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from io import BytesIO
 from pathlib import Path
-from typing import Final, Literal, Protocol, cast
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,10 @@ from node.domain.result import Provenance, Result
 from node.domain.states import Outcome
 from node.domain.volume import Volume
 from node.errors import EvidenceInvalid, InputError, NodeError
+from node.evidence.base import is_placed
 from node.evidence.context import EvidenceContext
 from node.evidence.encapsulated_pdf import encode_pdf_report
+from node.evidence.frames import overlaps
 from node.evidence.gate import Severity, examine_set
 from node.evidence.key_image import render_key_image, window_of
 from node.evidence.key_objects import encode_key_objects
@@ -108,6 +110,15 @@ class Analysis:
     sources: Sequence[Dataset]
     probability: Callable[[], NDArray[np.float32]] | None = None
     """Answers the probability of the one structure on the source grid, for a model that gives one."""
+    images: Sequence[Volume] = ()
+    """What was analysed, where that is more than `volume`: single images, as volumes of one slice."""
+
+    @property
+    def shown(self) -> Sequence[Volume]:
+        """What pictures are made of: the volume, or each image; empty where there was nothing to analyse."""
+        if self.result.card.reads == "images" and self.images:
+            return self.images
+        return () if self.volume is None else (self.volume,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +148,7 @@ def analyse(files: Sequence[Path], model: Model, watch: Stopwatch) -> Analysis:
     with watch.stage(Step.MEASURE):
         result = conclude(model, findings, images)
         sources = read_source_headers(files)
-    return Analysis(result, images[0], sources, findings.probability)
+    return Analysis(result, images[0], sources, findings.probability, images)
 
 
 def conclude(model: Model, findings: Findings, images: Sequence[Volume]) -> Result:
@@ -152,6 +163,7 @@ def conclude(model: Model, findings: Findings, images: Sequence[Volume]) -> Resu
         evaluations=findings.evaluations,
         detections=findings.detections,
         landmarks=findings.landmarks,
+        grids=tuple(image.source for image in images),
         notes=tuple(dict.fromkeys(note for image in images for note in image.notes)),
         provenance=replace(model.provenance, notes=findings.provenance_notes),
     )
@@ -195,7 +207,7 @@ class Wanted:
 def encode(
     analysis: Analysis, context: EvidenceContext, folder: Path, watch: Stopwatch, wanted: Wanted | None = None
 ) -> tuple[FrozenEvidence, ...]:
-    """Makes the evidence of an analysis and freezes it in `folder`: SEG when something was found, and always the SR.
+    """Makes the evidence of an analysis and freezes it in `folder`: SEG when a structure was outlined, and always the SR.
 
     Further objects are made where they are wanted; one that cannot be made is told in `wanted.skipped`.
 
@@ -206,7 +218,7 @@ def encode(
     """
     result, sources = analysis.result, analysis.sources
     with watch.stage(Step.ENCODE):
-        segmentation = encode_segmentation(result, sources, context) if result.outcome is Outcome.FOUND else None
+        segmentation = encode_segmentation(result, sources, context) if _has_structures(result) else None
         report = encode_report(result, sources, segmentation, context)
         objects = {"seg": segmentation, "sr": report}
         encoded = {role: (dataset, part10_bytes(dataset)) for role, dataset in objects.items() if dataset is not None}
@@ -224,23 +236,26 @@ def encode(
 
 
 def further_objects(analysis: Analysis, context: EvidenceContext, wanted: Wanted) -> dict[str, tuple[Dataset, bytes]]:
-    """Answers what is wanted besides SEG and SR, as far as it can be made of this outcome, each with its bytes."""
+    """Answers what is wanted besides SEG and SR, as far as it can be made of this outcome, each with its bytes.
+
+    What shows outlines needs a structure; what shows places, anything that has one. A classifier's answers have none.
+    """
     made: dict[str, tuple[Dataset, bytes]] = {}
-    result, sources, volume = analysis.result, analysis.sources, analysis.volume
-    is_found = result.outcome is Outcome.FOUND
+    result, sources, shown = analysis.result, analysis.sources, analysis.shown
+    has_structures, has_places = _has_structures(result), is_placed(result)
 
     def label_map() -> Dataset | None:
-        return made[ResultObject.LABELMAP][0] if is_found else None  # wanted with every report that cites it, and made before
+        return made[ResultObject.LABELMAP][0] if has_structures else None  # wanted with every report that cites it, and made before
 
     makers: dict[ResultObject, tuple[bool, Callable[[], Dataset]]] = {
-        ResultObject.LABELMAP: (is_found, lambda: encode_label_map(result, sources, context)),
+        ResultObject.LABELMAP: (has_structures and _can_be_label_map(result, wanted), lambda: _label_map(result, sources, context)),
         ResultObject.SR_LABELMAP: (True, lambda: encode_report(result, sources, label_map(), context, ResultObject.SR_LABELMAP)),
-        ResultObject.SC: (volume is not None, lambda: encode_secondary_capture(result, sources, cast("Volume", volume), context)),
-        ResultObject.KOS: (is_found, lambda: encode_key_objects(result, sources, context)),
-        ResultObject.GSPS: (is_found, lambda: _presentation_state(analysis, context)),
-        ResultObject.RTSTRUCT: (is_found, lambda: encode_structure_set(result, sources, context)),
+        ResultObject.SC: (bool(shown), lambda: encode_secondary_capture(result, sources, shown, context)),
+        ResultObject.KOS: (has_places, lambda: encode_key_objects(result, sources, context)),
+        ResultObject.GSPS: (has_places, lambda: _presentation_state(analysis, context)),
+        ResultObject.RTSTRUCT: (has_structures, lambda: encode_structure_set(result, sources, context)),
         ResultObject.PDF: (True, lambda: _pdf(analysis, context, wanted.language)),
-        ResultObject.PM: (analysis.probability is not None, lambda: _parametric_map(analysis, context)),
+        ResultObject.PM: (analysis.probability is not None and bool(result.card.segments), lambda: _parametric_map(analysis, context)),
     }
     for wish, (can_be, make) in makers.items():
         if wish in wanted.objects and can_be:
@@ -255,6 +270,28 @@ def further_objects(analysis: Analysis, context: EvidenceContext, wanted: Wanted
     return made
 
 
+def _has_structures(result: Result) -> bool:
+    return any(segment.present for segment in result.segments)
+
+
+def _can_be_label_map(result: Result, wanted: Wanted) -> bool:
+    """Answers whether anything goes out as label map; where structures overlap, it is told what goes in its place."""
+    if result.label_map is None or not overlaps(result.label_map):
+        return True
+    is_cited = ResultObject.SR_LABELMAP in wanted.objects
+    if ResultObject.LABELMAP in wanted.objects:
+        instead = "a binary segmentation goes in its place" if is_cited else "none is made"
+        wanted.skipped.append(f"labelmap: structures overlap, which a label map cannot say; {instead}")
+    return is_cited
+
+
+def _label_map(result: Result, sources: Sequence[Dataset], context: EvidenceContext) -> Dataset:
+    """Answers the label map; where structures overlap, a binary segmentation of its own, for a report to cite."""
+    if result.label_map is not None and overlaps(result.label_map):
+        return encode_segmentation(result, sources, context, ResultObject.LABELMAP)
+    return encode_label_map(result, sources, context)
+
+
 def _presentation_state(analysis: Analysis, context: EvidenceContext) -> Dataset:
     window = None
     if analysis.volume is not None:
@@ -264,7 +301,7 @@ def _presentation_state(analysis: Analysis, context: EvidenceContext) -> Dataset
 
 
 def _pdf(analysis: Analysis, context: EvidenceContext, language: Literal["en", "zh"]) -> Dataset:
-    picture = render_key_image(analysis.volume, analysis.result) if analysis.volume is not None else None
+    picture = render_key_image(analysis.shown, analysis.result) if analysis.shown else None
     return encode_pdf_report(analysis.result, analysis.sources, context, key_image=picture, language=language)
 
 
@@ -300,8 +337,8 @@ def illustrate(
     """Makes what a person looks at: the key image (when there is a volume) and the page. Answers their paths."""
     paths = {}
     picture = None
-    if analysis.volume is not None:
-        picture = render_key_image(analysis.volume, analysis.result)
+    if analysis.shown:
+        picture = render_key_image(analysis.shown, analysis.result)
         paths["key_image"] = folder / "key_image.png"
         write_durably(paths["key_image"], picture)
     paths["page"] = folder / "report.html"

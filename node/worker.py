@@ -22,12 +22,13 @@ from node.domain.modelcard import ModelCard
 from node.domain.states import JobState, Outcome
 from node.errors import DeviceOutOfMemory, EngineError, NodeError
 from node.evidence.context import EvidenceContext
-from node.inference.bundle import Bundle, load_bundle
+from node.inference.bundle import load_bundle
+from node.inference.engines.select import Build, EngineWish
 from node.inference.engines.torch_engine import require_device
 from node.intake.spool import spooled_path
 from node.journal import EvidenceRecord, JobEnd, JobJournal, JobRecord, open_database
 from node.locks import Heart, HeldLock
-from node.model_shelf import ModelShelf
+from node.model_shelf import Loaded, ModelShelf
 from node.modelstore import find_card
 from node.pipeline import (
     Analysis,
@@ -152,10 +153,17 @@ class Worker:
     def _files(self, job: JobRecord) -> list[Path]:
         return [spooled_path(self._config.node.state_dir, sha256) for sha256 in self._jobs.inputs_of(job.job_id).values()]
 
-    def _load(self, name: str, rung: Rung) -> Bundle:
+    def _load(self, name: str, rung: Rung) -> Loaded:
         folder, card = self._config.node.models_dir / name, find_card(self._config.node.models_dir, name)
         device = "cpu" if rung is Rung.ON_CPU else self._device
-        model = load_bundle(folder, card, device=device, threads=self._config.worker.threads)
+        planned = rung in {Rung.AS_PLANNED, Rung.ALONE}
+        engines = EngineWish(
+            wanted=self._config.worker.engine,
+            folder=self._config.node.state_dir / "engines",
+            build=Build.BACKGROUND if planned else Build.NEVER,
+            half=rung is Rung.HALF_PRECISION,
+        )
+        model = load_bundle(folder, card, device=device, threads=self._config.worker.threads, engines=engines)
         log.info("model.loaded", model=name, version=card.version, engine=model.provenance.engine)
         return model
 

@@ -2,11 +2,19 @@
 
 import hashlib
 import json
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import torch
 from safetensors.torch import save_file
+
+from node.domain.volume import Volume
+from node.inference.recipe import read_recipe
+from node.inference.preprocess import as_meta_tensor
+from tests.realdata import data_dir
 
 ORGAN_FROM: Final = 145.0
 MARKER_FROM: Final = 625.0
@@ -123,3 +131,71 @@ def _inference(slow: bool) -> dict[str, Any]:
             ],
         },
     }
+
+
+# ── bundles of the Model Zoo, with weights at random ────────────────────────
+
+
+def shared_bundle(name: str) -> Path:
+    """Answers a bundle of ../shared/bundles, or skips the test."""
+    folder = data_dir().parent / "bundles" / name
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent")
+    return folder
+
+
+def copy_bundle(name: str, models_dir: Path, changes: Mapping[str, Any] | None = None) -> Path:
+    """Copies a bundle of ../shared/bundles; `changes` maps ids (`inferer#roi_size`) of its configuration to new values."""
+    folder = models_dir / name
+    shutil.copytree(shared_bundle(name), folder)
+    path = folder / "configs" / "inference.json"
+    content = json.loads(path.read_text())
+    for id_, value in (changes or {}).items():
+        *parents, last = id_.split("#")
+        place = content
+        for parent in parents:
+            place = place[int(parent) if isinstance(place, list) else parent]
+        place[last] = value
+    path.chmod(0o644)
+    path.write_text(json.dumps(content, indent=4))
+    return folder
+
+
+def write_random_weights(folder: Path, images: Sequence[Volume], *, seed: int = 0, crop: int = 48) -> None:
+    """Writes models/model.pt, as MONAI reads it, and models/model.safetensors, as radnode does: the same weights at random.
+
+    The last convolution is scaled so that on `images` every channel has mean 0 and spread 1: every class wins somewhere.
+    """
+    torch.manual_seed(seed)
+    recipe = read_recipe(folder)
+    network = recipe.make_network().eval()
+    last = [module for module in network.modules() if isinstance(module, torch.nn.Conv3d)][-1]
+    prepared = recipe.preprocessing({recipe.image_key: as_meta_tensor(images)})[recipe.image_key]
+    middle = prepared.as_tensor()[None, :, :crop, :crop, :crop].float()
+    padding = [step for size in reversed(middle.shape[2:]) for step in (0, -size % 16)]
+    with torch.inference_mode():
+        output = network(torch.nn.functional.pad(middle, padding, mode="replicate")).movedim(1, 0).flatten(1)
+        spread = output.std(dim=1).clamp(min=1e-6)
+        assert last.bias is not None
+        if len(spread) > 2:
+            last.weight /= spread[:, None, None, None, None]
+            last.bias.copy_((last.bias - output.mean(dim=1)) / spread)
+        else:
+            last.bias -= output.mean(dim=1)
+    (folder / "models").mkdir(exist_ok=True)
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, folder / "models" / "model.safetensors")
+
+
+def write_card(folder: Path, segments: Mapping[int, str], *, modality: str = "CT", channels: Sequence[str] = ()) -> None:
+    """Writes a card for a bundle with safetensors: label values and labels, and the inputs of a network with several."""
+    digest = hashlib.sha256((folder / "models" / "model.safetensors").read_bytes()).hexdigest()
+    head = CARD.format(name=folder.name, version="1.0.0", sha256=digest).partition("[[inputs]]")[0]
+    inputs = "".join(f'[[inputs]]\nmodality = ["{modality}"]\n' + (f'channel = "{channel}"\n' if channel else "") for channel in channels or [""])
+    structures = "".join(
+        f'[[segments]]\nlabel_value = {value}\nlabel = "{label}"\n'
+        'category = { value = "91723000", scheme = "SCT", meaning = "Anatomical Structure" }\n'
+        'type = { value = "10200004", scheme = "SCT", meaning = "Liver" }\n'
+        for value, label in segments.items()
+    )
+    (folder / "card.toml").write_text(head + inputs + structures)

@@ -1,17 +1,18 @@
-"""Real peers for tests: Orthanc and the DCMTK tools of Debian, on loopback, on ports that the OS chose; gone when the test ends.
+"""Real peers for tests: Orthanc and the DCMTK tools of Debian, on loopback, on ports that nobody holds; gone when the test ends.
 
 A peer that is not installed skips the test with the reason.
 """
 
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.error import URLError
@@ -21,6 +22,8 @@ import pytest
 START_TIMEOUT_S: Final = 30.0
 TOOL_TIMEOUT_S: Final = 120.0
 HOST: Final = "127.0.0.1"
+FIRST_PORT: Final = 20_000
+_CHANCE: Final = random.SystemRandom()
 
 RC_OUT_OF_RESOURCES: Final = 167
 RC_MISMATCH: Final = 169
@@ -37,10 +40,24 @@ def tool(name: str) -> str:
 
 
 def free_port() -> int:
-    """Answers a port that nobody holds at this moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """Answers a port that nobody holds at this moment, and that nobody will come to by chance.
+
+    Peers go down and come back on it, and some tests need it closed: so it is none of those that the OS gives away for port 0, and
+    workers that share the tests (pytest-xdist) choose from different ones.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ours = range(FIRST_PORT + worker, _first_ephemeral_port(), workers)
+    for port in (*_CHANCE.sample(ours, min(100, len(ours))), 0):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return int(probe.getsockname()[1])
+    raise AssertionError("there is no free port")
+
+
+def _first_ephemeral_port() -> int:
+    setting = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    return int(setting.read_text().split()[0]) if setting.exists() else 32768
 
 
 def answers(port: int) -> bool:

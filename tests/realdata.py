@@ -6,11 +6,9 @@ folder with the archives of ../shared/data. Nothing of this is ever committed.
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -22,8 +20,10 @@ from typing import Any, Final
 import pydicom
 import pytest
 
+from node.demo_data import fetch_study
 from node.errors import UsageError
 from node.study_maker import find_demo_source, make_study
+from tests.once import made_once
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 CACHE: Final = REPOSITORY / ".cache" / "testdata"
@@ -59,6 +59,14 @@ def head_ct_debian_dir() -> Path:
         make_study(find_demo_source(CACHE), folder, modality="CT")
 
     return _made_once(CACHE / "head-ct-debian", fill)
+
+
+def chest_ct_dir() -> Path:
+    """Answers the chest CT of the demo: LIDC-IDRI-0001, 133 slices, with contrast."""
+    try:
+        return fetch_study("chest", CACHE)
+    except UsageError as error:
+        pytest.skip(str(error))
 
 
 def colin27_dir() -> Path:
@@ -216,18 +224,8 @@ def _fetch(command: list[str], folder: Path) -> None:
 
 
 def _made_once(target: Path, fill: Callable[[Path], None]) -> Path:
-    """Answers `target`, filled by `fill` in a folder of another name first, so that it is whole or absent."""
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{target.name}-", dir=target.parent))
+    """Answers `target`, filled by `fill` unless it is there already; skips the test with the reason where it cannot be made."""
     try:
-        fill(folder)
+        return made_once(target, fill)
     except (UsageError, subprocess.SubprocessError, OSError) as error:
-        shutil.rmtree(folder)
         pytest.skip(f"{target.name} could not be made: {error}")
-    try:
-        folder.rename(target)
-    except OSError:  # another test run was faster
-        shutil.rmtree(folder)
-    return target

@@ -15,6 +15,8 @@ from node.cli import (
     delivery,
     demo,
     doctor,
+    engine,
+    evaluate,
     explain,
     job,
     journal,
@@ -31,7 +33,26 @@ from node.errors import NodeError
 
 __all__ = ["build_parser", "main"]
 
-_NOUNS = (serve, config, doctor, peer, run, explain, check, conformance, job, series, delivery, journal, model, study, archive, demo)
+_NOUNS = (
+    serve,
+    config,
+    doctor,
+    peer,
+    run,
+    explain,
+    check,
+    conformance,
+    job,
+    series,
+    delivery,
+    journal,
+    model,
+    engine,
+    evaluate,
+    study,
+    archive,
+    demo,
+)
 
 _EPILOG = """\
 exit codes: 0 done, 1 failed, 2 wrong usage, 69 a peer cannot be reached or refuses, 78 faults in the configuration.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from node.config import Config
 
 KEPT_RUNS: Final = 3
+DEFAULT_STUDY: Final = "chest"
 
 
 @dataclass
@@ -42,14 +43,17 @@ def register(verbs: Verbs) -> None:
         "demo",
         help="try the whole path on a real study: C-STORE in, SEG and SR back",
         description=(
-            "Fetches model weights and a head CT (or takes --study), starts a node and a small archive, sends the study by C-STORE as a PACS "
+            "Fetches a chest CT (or takes --study) and model weights, starts a node and a small archive, sends the study by C-STORE as a PACS "
             "would, waits until SEG and SR are in the archive, and prints where everything is. Exit code 0 only then."
         ),
     )
     parser.add_argument(
-        "--study", type=Path, metavar="DIR", help="a study of your own instead of the head CT of Debian's invesalius-examples"
+        "--study",
+        default=DEFAULT_STUDY,
+        metavar="STUDY",
+        help="chest (a CT that pip fetches; the default), head (a CT of Debian's invesalius-examples), or a folder with a study of your own",
     )
-    parser.add_argument("--model", metavar="NAME", help="another model than the configuration's")
+    parser.add_argument("--model", metavar="NAME", help="another model than the study's, or than those of the configuration's routes")
     parser.add_argument("--config", type=Path, metavar="FILE", help="default: configs/demo.toml")
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/demo"), metavar="DIR", help="study and runs lie here (default: .cache/demo)"
@@ -66,13 +70,14 @@ def _demo(arguments: argparse.Namespace) -> int:
     watch = Stopwatch()
     path = _config_path(arguments.config)
     config = load_config(path)
-    model = arguments.model or config.routes[0].model
-    with watch.step("weights", f"weights of {model}: checking, fetching what is missing"):
-        _install_weights(config, model)
+    models = _models(arguments, config)
+    with watch.step("weights", f"weights of {', '.join(models)}: checking, fetching what is missing"):
+        for model in models:
+            _install_weights(config, model)
     with watch.step("study", "study: preparing the images"):
         images = _study(arguments)
     work = _fresh_run(arguments.cache / "runs")
-    demo = DemoNode(path, work, model=model, timeout_s=arguments.timeout)
+    demo = DemoNode(path, work, models=models, timeout_s=arguments.timeout)
     try:
         with watch.step("start", f"starting an archive and a node in {work}"):
             demo.start()
@@ -106,31 +111,31 @@ def _install_weights(config: "Config", model: str) -> None:
     install_weights(find_card(config.node.models_dir, model), config.node.models_dir / model, progress=say)
 
 
+def _models(arguments: argparse.Namespace, config: "Config") -> tuple[str, ...]:
+    """Answers the one that is asked for, or the study's; for a study of the user's own those of all routes."""
+    from node.demo_data import STUDIES
+
+    if arguments.model is not None:
+        return (arguments.model,)
+    if arguments.study in STUDIES:
+        return (STUDIES[arguments.study].model,)
+    return tuple(dict.fromkeys(route.model for route in config.routes))
+
+
 def _study(arguments: argparse.Namespace) -> list[Path]:
     from node.cli.local_study import dicom_files
+    from node.demo_data import STUDIES, fetch_study
 
-    if arguments.study is not None:
-        return _not_empty(dicom_files(arguments.study), arguments.study)
-    folder = arguments.cache / "study"
-    if not folder.is_dir():
-        _make_study(arguments.cache, folder)
-    return _not_empty(dicom_files(folder), folder)
-
-
-def _make_study(cache: Path, folder: Path) -> None:
-    from node.study_maker import find_demo_source, make_study
-
-    cache.mkdir(parents=True, exist_ok=True)
-    source = find_demo_source(cache)
-    say(f"demo: making a DICOM study of {source}")
-    half_made = cache / "study.part"
-    shutil.rmtree(half_made, ignore_errors=True)
+    if arguments.study not in STUDIES:
+        folder = Path(arguments.study)
+        return _not_empty(dicom_files(folder), folder)
+    say(f"demo: {STUDIES[arguments.study].title}")
     line = ProgressLine()
     try:
-        make_study(source, half_made, modality="CT", progress=lambda done, total: line("writing images", done / total))
+        folder = fetch_study(arguments.study, arguments.cache, line)
     finally:
         line.close()
-    half_made.rename(folder)
+    return _not_empty(dicom_files(folder), folder)
 
 
 def _not_empty(files: list[Path], folder: Path) -> list[Path]:

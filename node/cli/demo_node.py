@@ -57,12 +57,12 @@ class Results:
 class DemoNode:
     """An archive and a node as subprocesses, in a folder of their own."""
 
-    def __init__(self, config_path: Path, work: Path, *, model: str, timeout_s: float) -> None:
+    def __init__(self, config_path: Path, work: Path, *, models: Sequence[str], timeout_s: float) -> None:
         self._work = work
         self._archive_dir = work / "archive"
         self._timeout_s = timeout_s
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._table = _effective(config_path, work, model)
+        self._table = _effective(config_path, work, models)
         self.ae_title: str = self._table["node"]["ae_title"]
         self._archive_ae_title: str = self._table["peers"][ARCHIVE]["ae_title"]
 
@@ -210,16 +210,17 @@ class DemoNode:
         self._processes.clear()
 
 
-def _effective(config_path: Path, work: Path, model: str) -> dict[str, Any]:
-    """Answers the demo's configuration with the folders of this run; the ports are for the OS to choose."""
+def _effective(config_path: Path, work: Path, models: Sequence[str]) -> dict[str, Any]:
+    """Answers the demo's configuration with the folders of this run and the routes to `models`; the ports are for the OS to choose."""
     table = tomllib.loads(config_path.read_text(encoding="utf-8"))
     if ARCHIVE not in table.get("peers", {}):
         raise UsageError(f"{config_path} has no [peers.{ARCHIVE}] → take configs/demo.toml as the model")
     table["node"]["models_dir"] = str((config_path.parent / table["node"]["models_dir"]).resolve())
     table["node"]["state_dir"] = str(work / "state")
     table.setdefault("listener", {}).update(host=HOST, port=0)
-    for route in table["routes"]:
-        route["model"] = model
+    first = table["routes"][0]
+    routed = [route for route in table["routes"] if route["model"] in models]
+    table["routes"] = routed or [{**first, "name": model, "model": model} for model in models]
     return table
 
 

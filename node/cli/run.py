@@ -18,6 +18,7 @@ from node.cli.common import (
     print_table,
     say,
 )
+from node.cli.engine import ENGINES, add_engines_dir, engine_wish
 from node.codes import ExitCode
 from node.domain.objects import CONFIGURABLE, DEFAULT_OBJECTS, ResultObject
 
@@ -42,12 +43,16 @@ def register(verbs: Verbs) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder for the results")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda, cuda:1, …")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="auto", help="auto (default): the fastest that `radnode engine build` has made; else torch"
+    )
     further = ", ".join(one for one in CONFIGURABLE if one not in DEFAULT_OBJECTS)
     parser.add_argument(
         "--objects", default="", metavar="LIST", help=f"further results besides SEG and SR, with commas between: {further}; or all"
     )
     parser.add_argument("--language", choices=["en", "zh"], default="en", help="of the PDF report")
     add_models_dir(parser)
+    add_engines_dir(parser)
     add_json(parser)
     parser.set_defaults(act=_run)
 
@@ -61,7 +66,7 @@ def _run(arguments: argparse.Namespace) -> int:
     models = models_dir(arguments)
     card = find_card(models, arguments.model)
     study = read_study(arguments.folder)
-    files = _chosen_files(study, card)
+    files = chosen_files(study, card)
     wanted = _wanted(arguments.objects)
     say(f"loading {card.name} {card.version}")
     done = _analyse(arguments, models, card, study, files, wanted)
@@ -82,7 +87,8 @@ def _wanted(listed: str) -> "frozenset[ResultObject]":
     return frozenset(DEFAULT_OBJECTS) | frozenset(ResultObject(name) for name in names)
 
 
-def _chosen_files(study: "LocalStudy", card: "ModelCard") -> tuple[Path, ...]:
+def chosen_files(study: "LocalStudy", card: "ModelCard") -> tuple[Path, ...]:
+    """Answers the files of the series that a model takes of a study, told on stderr; raises OutsideIntendedUse where it takes none."""
     from node.domain.routing import Route
     from node.errors import OutsideIntendedUse
 
@@ -113,7 +119,8 @@ def _analyse(
     from node.inference.bundle import load_bundle
     from node.pipeline import Wanted, context_for, run_offline
 
-    model = load_bundle(models / card.name, card, device=arguments.device, threads=arguments.threads)
+    engines = engine_wish(arguments)
+    model = load_bundle(models / card.name, card, device=arguments.device, threads=arguments.threads, engines=engines)
     digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
     context = context_for(
         derive_job_key(card.digest, study.study_instance_uid, digests),

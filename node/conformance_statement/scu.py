@@ -15,11 +15,12 @@ from node.delivery.courier import BATCH
 from node.delivery.query import FIND_CONTEXT, LONGEST_QUERY_S, MOST_MATCHES
 from node.delivery.store_scu import ECHO_TIMEOUTS, PRIORITY_CODES, Part10File, contexts_for_results, judge_status
 from node.delivery.upper_layer import LONGEST_PDU_BYTES, MAX_CONTEXTS, OUR_MAX_PDU_BYTES, RELEASE_TIMEOUT_S, Context, Timeouts
-from node.delivery.variants import DEFLATED, OLDER_CLASSES
+from node.delivery.variants import DEFLATED, EVERY_COMPRESSION, OLDER_CLASSES
 from node.domain.commitment import AfterFailure, ConfirmationPolicy, FailureReason, judge_failure
 from node.domain.delivery import JITTER
 from node.errors import DeliveryError, PeerUnreachable
 from node.network import STORAGE_COMMITMENT_INSTANCE, VERIFICATION, CommandElement
+from node.network.rle import RLE_LOSSLESS
 
 STORED: Final = "stored"
 _AFTER: Final = {
@@ -32,7 +33,7 @@ _AFTER: Final = {
 def result_contexts() -> tuple[Context, ...]:
     """Answers every context that can be proposed for results."""
     files = [Part10File(Path(), exhibit.sop_class_uid, "", exhibit.transfer_syntax_uid, 0) for exhibit in exhibits()]
-    return contexts_for_results(files, deflate=True)
+    return contexts_for_results(files, EVERY_COMPRESSION)
 
 
 def requestor() -> Section:
@@ -72,7 +73,7 @@ def _policy() -> str:
 
 
 def _contexts() -> str:
-    optional = {DEFLATED: "with `peers.NAME.deflate`"}
+    optional = {DEFLATED: "with `peers.NAME.deflate`", RLE_LOSSLESS: "with `peers.NAME.rle`"}
     older = {uid for classes in OLDER_CLASSES.values() for uid in classes}
     rows = [
         _context_row(

@@ -13,6 +13,7 @@ from node.delivery.destination import Destination, facts_of
 from node.delivery.query import FIND_CONTEXT
 from node.delivery.store_scu import Part10File, StoreScu, contexts_for_results, read_part10
 from node.delivery.upper_layer import MAX_CONTEXTS
+from node.delivery.variants import EVERY_COMPRESSION
 from node.domain.delivery import GiveUp, Outage, RetryAt, backoff_s, decide_outage, decide_retry, end_of_patience
 from node.errors import DeliveryError, PeerUnreachable, StoreRefused
 from node.journal import DeliveryRecord, OutboxJournal
@@ -74,7 +75,9 @@ class Courier:
             except StoreRefused as error:
                 refuse(self._outbox, delivery, str(error), self._clock())
                 continue
-            if len(contexts_for_results([*(file for _, file in found), file], deflate=True)) >= MAX_CONTEXTS:  # one is left for queries
+            if (
+                len(contexts_for_results([*(file for _, file in found), file], EVERY_COMPRESSION)) >= MAX_CONTEXTS
+            ):  # one is left for queries
                 break
             found.append((delivery, file))
         return found
@@ -97,7 +100,7 @@ class Courier:
         A rejection counts as outage too, also a permanent one: that the archive does not know our AE title is corrected by a person,
         and no result is lost meanwhile.
         """
-        contexts = contexts_for_results((file for _, file in sendable), deflate=self._destination.deflate)
+        contexts = contexts_for_results((file for _, file in sendable), self._destination.compression)
         if any(delivery.unsure for delivery, _ in sendable):
             contexts += (FIND_CONTEXT,)
         try:

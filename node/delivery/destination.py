@@ -6,6 +6,7 @@ from typing import Self
 from node.config import Config
 from node.delivery.peers import configured_peer
 from node.delivery.upper_layer import Peer, Timeouts
+from node.delivery.variants import Compression
 from node.domain.commitment import Confirm, ConfirmationPolicy
 from node.domain.delivery import RetryPolicy
 from node.journal import DeliveryRecord
@@ -21,8 +22,8 @@ class Destination:
     timeouts: Timeouts = field(default_factory=Timeouts)
     confirm: Confirm = Confirm.AUTO
     confirmation: ConfirmationPolicy = field(default_factory=ConfirmationPolicy)
-    deflate: bool = False
-    """Whether segmentations are offered deflated."""
+    compression: Compression = field(default_factory=Compression)
+    """How segmentations are offered besides as they are."""
 
     @classmethod
     def of(cls, config: Config, name: str) -> Self:
@@ -33,7 +34,7 @@ class Destination:
             name,
             configured_peer(config, name),
             policy,
-            deflate=section.deflate,
+            compression=Compression(deflate=section.deflate, rle=section.rle),
             confirm=Confirm(section.confirm),
             confirmation=ConfirmationPolicy(give_up_h=policy.give_up_h),
         )

@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,16 @@ from pynetdicom.dsutils import encode, split_dataset
 from node.codes import StoreStatus
 from node.delivery.query import FIND_CONTEXT, has_instance
 from node.delivery.upper_layer import MAX_CONTEXTS, Context, Peer, Readable, RequestedAssociation, Timeouts
-from node.delivery.variants import DEFLATED, Deflated, deflated_context, older_contexts, older_report
+from node.delivery.variants import (
+    DEFLATED,
+    EVERY_COMPRESSION,
+    Compression,
+    compressed_contexts,
+    deflated,
+    older_contexts,
+    older_report,
+    run_length_label_map,
+)
 from node.domain.delivery import archived_as
 from node.domain.identifiers import is_usable_uid
 from node.domain.states import Priority
@@ -32,11 +41,13 @@ from node.network import (
     GeneralStatus,
 )
 from node.network.command import Command, number_in, text_in
+from node.network.rle import RLE_LOSSLESS
 
 _EXPLICIT, _IMPLICIT, _DEFLATED, _ = NATIVE_TRANSFER_SYNTAXES
 PRIORITY_CODES: Final = {Priority.MEDIUM: 0, Priority.HIGH: 1, Priority.LOW: 2}
 """Priority (0000,0700) of a request (PS3.7 Table E.1-1)."""
 
+_COMPRESSIONS: Final[Mapping[str, Callable[[BinaryIO], Readable]]] = {DEFLATED: deflated, RLE_LOSSLESS: run_length_label_map}
 _LAST_MESSAGE_ID: Final = 0xFFFF
 ECHO_TIMEOUTS: Final = Timeouts(connect_s=5.0, answer_s=5.0)
 
@@ -110,12 +121,11 @@ def contexts_for(files: Iterable[Part10File]) -> tuple[Context, ...]:
     return tuple(dict.fromkeys(context for file in files for context in file.contexts))
 
 
-def contexts_for_results(files: Iterable[Part10File], *, deflate: bool = False) -> tuple[Context, ...]:
-    """Answers the contexts to propose for results of ours: also older classes of reports, and segmentations deflated."""
+def contexts_for_results(files: Iterable[Part10File], offered: Compression | None = None) -> tuple[Context, ...]:
+    """Answers the contexts to propose for results of ours: also older classes of reports, and segmentations compressed."""
     found: dict[Context, None] = {}
     for file in files:
-        if deflate:
-            found.update(dict.fromkeys(deflated_context(file.sop_class_uid, file.transfer_syntax_uid)))
+        found.update(dict.fromkeys(compressed_contexts(file.sop_class_uid, file.transfer_syntax_uid, offered or Compression())))
         found.update(dict.fromkeys((*file.contexts, *older_contexts(file.sop_class_uid))))
     return tuple(found)
 
@@ -199,7 +209,7 @@ class StoreScu:
         return self._message_id
 
     def _choose(self, file: Part10File, stack: ExitStack) -> tuple[Context, Readable]:
-        own = (*deflated_context(file.sop_class_uid, file.transfer_syntax_uid), *file.contexts)
+        own = (*compressed_contexts(file.sop_class_uid, file.transfer_syntax_uid, EVERY_COMPRESSION), *file.contexts)
         offered = (*own, *older_contexts(file.sop_class_uid))
         context = next((context for context in offered if context in self._association.accepted), None)
         if context is None:
@@ -207,15 +217,16 @@ class StoreScu:
             raise StoreRefused(f"{self._peer} accepts no presentation context for {sop_class} in {syntax}")
         if context.sop_class_uid != file.sop_class_uid:
             return context, io.BytesIO(older_report(file.path, context.sop_class_uid, context.transfer_syntax_uid))
-        deflates = context.transfer_syntax_uid == DEFLATED != file.transfer_syntax_uid
-        if context.transfer_syntax_uid != file.transfer_syntax_uid and not deflates:
+        is_own = context.transfer_syntax_uid == file.transfer_syntax_uid
+        compress = None if is_own else _COMPRESSIONS.get(context.transfer_syntax_uid)
+        if not is_own and compress is None:
             return context, _reencoded(file, context.transfer_syntax_uid)
         try:
             stream = stack.enter_context(file.path.open("rb"))
             stream.seek(file.offset)
         except OSError as error:
             raise StoreRefused(f"the file cannot be read: {error.strerror or type(error).__name__}") from error
-        return context, Deflated(stream) if deflates else stream
+        return context, compress(stream) if compress else stream
 
     def close(self) -> None:
         """Releases the association."""

@@ -1,22 +1,26 @@
-"""What else a result can be sent as: a report in an older SOP class, a segmentation deflated.
+"""What else a result can be sent as: a report in an older SOP class, a segmentation deflated, a label map run-length encoded.
 
 A destination gets the richest that it accepts. A report in another class is another object: it has a UID of its own there, which
-derives from that of the report, so that sending twice stores once; the delivery notes as what it was sent.
+derives from that of the report, so that sending twice stores once; the delivery notes as what it was sent. Compressed without loss
+an object stays the same, under its UID (PS3.3 C.7.6.1.1.2).
 """
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+import numpy as np
 from pydicom import dcmread
-from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom.dsutils import encode
 
+from node.delivery.older_report import leave_out_space, value_types
 from node.delivery.upper_layer import Context
 from node.domain.delivery import archived_as
 from node.errors import StoreRefused
+from node.network.rle import RLE_LOSSLESS, encapsulated, run_length_encoded
 
 EXPLICIT: Final = "1.2.840.10008.1.2.1"
 IMPLICIT: Final = "1.2.840.10008.1.2"
@@ -27,6 +31,8 @@ OLDER_CLASSES: Final = {f"{_SR}34": (f"{_SR}33", f"{_SR}22"), f"{_SR}33": (f"{_S
 """SOP class of a report → those with less in them, the richest first: Comprehensive 3D, Comprehensive, Enhanced SR (PS3.3 A.35)."""
 
 _SEGMENTATION: Final = "1.2.840.10008.5.1.4.1.1.66.4"
+_LABEL_MAP: Final = "1.2.840.10008.5.1.4.1.1.66.7"
+_PIXEL_DATA: Final = b"\xe0\x7f\x10\x00OB\x00\x00"
 _PIECE_BYTES: Final = 1 << 20
 
 
@@ -35,9 +41,27 @@ def older_contexts(sop_class_uid: str) -> tuple[Context, ...]:
     return tuple(Context(one, syntax) for one in OLDER_CLASSES.get(sop_class_uid, ()) for syntax in (EXPLICIT, IMPLICIT))
 
 
-def deflated_context(sop_class_uid: str, transfer_syntax_uid: str) -> tuple[Context, ...]:
-    """Answers the context in which a segmentation is a hundredth of its size, where it can be had by deflating its bytes."""
-    return (Context(sop_class_uid, DEFLATED),) if (sop_class_uid, transfer_syntax_uid) == (_SEGMENTATION, EXPLICIT) else ()
+@dataclass(frozen=True, slots=True)
+class Compression:
+    """Which compressed forms a destination is offered, where it takes them."""
+
+    deflate: bool = False
+    rle: bool = False
+
+
+EVERY_COMPRESSION: Final = Compression(deflate=True, rle=True)
+
+
+def compressed_contexts(sop_class_uid: str, transfer_syntax_uid: str, offered: Compression) -> tuple[Context, ...]:
+    """Answers the contexts in which a segmentation is a hundredth of its size, where it can be had of its bytes; the smallest first.
+
+    Bits of a BINARY segmentation can be run-length encoded too (CP 2301), but hardly anybody reads that: DCMTK does not.
+    """
+    if transfer_syntax_uid != EXPLICIT or sop_class_uid not in {_SEGMENTATION, _LABEL_MAP}:
+        return ()
+    deflated = (Context(sop_class_uid, DEFLATED),) if offered.deflate else ()
+    run_length = (Context(sop_class_uid, RLE_LOSSLESS),) if offered.rle and sop_class_uid == _LABEL_MAP else ()
+    return (*deflated, *run_length)
 
 
 def older_report(path: Path, sop_class_uid: str, transfer_syntax_uid: str) -> bytes:
@@ -51,7 +75,8 @@ def older_report(path: Path, sop_class_uid: str, transfer_syntax_uid: str) -> by
     syntax = UID(transfer_syntax_uid)
     try:
         report = dcmread(path)
-        forbidden = _value_types(report) & {"SCOORD3D"}
+        leave_out_space(report)
+        forbidden = "SCOORD3D" in value_types(report)
         report.SOPInstanceUID = archived_as(str(report.SOPClassUID), str(report.SOPInstanceUID), sop_class_uid)[1]
         report.SOPClassUID = sop_class_uid
         encoded = encode(report, syntax.is_implicit_VR, syntax.is_little_endian)
@@ -62,18 +87,11 @@ def older_report(path: Path, sop_class_uid: str, transfer_syntax_uid: str) -> by
     return bytes(encoded)
 
 
-def _value_types(report: Dataset) -> set[str]:
-    found = {str(report.get("ValueType") or "")}
-    for item in report.get("ContentSequence") or []:
-        found |= _value_types(item)
-    return found
+class Pieces:
+    """A stream that is made piece by piece as it is read."""
 
-
-class Deflated:
-    """A stream that deflates another as it is read (PS3.5 A.5)."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._pieces = _deflate(stream)
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
         self._rest = b""
 
     def read(self, size: int) -> bytes:
@@ -87,8 +105,53 @@ class Deflated:
         return answer
 
 
+def deflated(stream: BinaryIO) -> Pieces:
+    """Answers the rest of a stream, deflated (PS3.5 A.5)."""
+    return Pieces(_deflate(stream))
+
+
 def _deflate(stream: BinaryIO) -> Iterator[bytes]:
     deflater = zlib.compressobj(level=1, wbits=-zlib.MAX_WBITS)
     while piece := stream.read(_PIECE_BYTES):
         yield deflater.compress(piece)
     yield deflater.flush()
+
+
+def run_length_label_map(stream: BinaryIO) -> Pieces:
+    """Answers the data set of a label map in RLE Lossless, from the file with it in Explicit VR Little Endian.
+
+    `stream` stands where the data set begins. All but the pixels is copied byte for byte.
+
+    Raises
+    ------
+    StoreRefused
+        When it is no label map with a byte a pixel.
+    """
+    begin = stream.tell()
+    stream.seek(0)
+    try:
+        header = dcmread(stream, stop_before_pixels=True)
+        shape = (int(header.get("NumberOfFrames") or 1), int(header.Rows), int(header.Columns))
+        form = (int(header.BitsAllocated), int(header.SamplesPerPixel))
+    except Exception as error:  # pydicom raises whatever its parsers meet in a malformed file
+        raise StoreRefused(f"the label map cannot be read ({type(error).__name__})") from error
+    head_bytes = stream.tell() - begin
+    element, length = stream.read(len(_PIXEL_DATA)), int.from_bytes(stream.read(4), "little")
+    pixels = shape[0] * shape[1] * shape[2]
+    if element != _PIXEL_DATA or form != (8, 1) or length != pixels + pixels % 2:
+        raise StoreRefused("the label map has not a byte for each pixel")
+    stream.seek(begin)
+    return Pieces(_run_length(stream, head_bytes, shape))
+
+
+def _run_length(stream: BinaryIO, head_bytes: int, shape: tuple[int, int, int]) -> Iterator[bytes]:
+    yield stream.read(head_bytes)
+    stream.read(len(_PIXEL_DATA) + 4)
+    frames, rows, columns = shape
+    size = rows * columns
+    yield from encapsulated(
+        [run_length_encoded(np.frombuffer(stream.read(size), dtype=np.uint8).reshape(rows, columns)) for _ in range(frames)]
+    )
+    stream.read(frames * size % 2)
+    while piece := stream.read(_PIECE_BYTES):
+        yield piece

@@ -5,6 +5,7 @@ from typing import Any
 
 from node.codes import Code
 from node.domain.modelcard import (
+    DRAFT_MARK,
     MEASURABLE,
     ORIENTATIONS,
     READABLE,
@@ -31,10 +32,11 @@ def parse_card(table: Mapping[str, Any]) -> ModelCard:
         Naming every fault: missing or unknown keys, values of the wrong kind.
     """
     reader = _Reader()
+    draft = reader.flag(table, "draft")
     card = ModelCard(
         name=reader.text(table, "name"),
         version=reader.text(table, "version"),
-        title=reader.text(table, "title"),
+        title=(DRAFT_MARK if draft else "") + reader.text(table, "title"),
         manufacturer=reader.text(table, "manufacturer"),
         intended_use=reader.text(table, "intended_use"),
         training_data=reader.text(table, "training_data"),
@@ -50,6 +52,7 @@ def parse_card(table: Mapping[str, Any]) -> ModelCard:
         prefer_words=reader.words(table, "prefer_words"),
         avoid_words=reader.words(table, "avoid_words"),
         references=reader.words(table, "references", upper=False),
+        draft=draft,
     )
     reader.no_more(table, "card")
     reader.expect(
@@ -96,7 +99,7 @@ def _input(reader: "_Reader", table: Mapping[str, Any]) -> InputRequirement:
         contrast=reader.text(table, "contrast", "any"),
         words=reader.words(table, "words"),
         without_words=reader.words(table, "without_words"),
-        when={key: reader.condition(value, key) for key, value in reader.table(table, "when").items()},
+        when={key: reader.condition(value, key) for key, value in reader.table(table, "when").items()} or None,
     )
     reader.expect(requirement.contrast in {"any", "with", "without"}, "inputs: contrast must be any, with or without")
     reader.expect(set(requirement.orientation) <= set(ORIENTATIONS), f"inputs: orientation must be of {', '.join(ORIENTATIONS)}")
@@ -224,6 +227,12 @@ class _Reader:
             return tuple(_as_word(item) for item in value)
         self.faults.append(f"{key}: must be a value, a list of values, or a table with min and max")
         return ()
+
+    def flag(self, table: Mapping[str, Any], key: str) -> bool:
+        self.used(table, key)
+        value = table.get(key, False)
+        self.expect(isinstance(value, bool), f"{key}: must be true or false")
+        return value is True
 
     def optional_text(self, table: Mapping[str, Any], key: str) -> str:
         return self.text(table, key) if key in table else ""

@@ -11,6 +11,9 @@ from node.domain.identifiers import derive_uid
 WEIGHT_FORMATS: Final = ("safetensors", "torchscript")
 ORIENTATIONS: Final = ("axial", "coronal", "sagittal", "oblique")
 MEASURABLE: Final = ("volume", "diameter", "attenuation")
+DRAFT_MARK: Final = "DRAFT "
+"""Begins the title of a card that nobody has confirmed: every report, page and series description shows it."""
+
 READABLE: Final = ("volume", "images")
 """How a model wants its input: a series as one volume, or each image by itself (radiographs, mammograms)."""
 
@@ -158,6 +161,8 @@ class ModelCard:
     avoid_words: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
     family: Code = ARTIFICIAL_INTELLIGENCE
+    draft: bool = False
+    """Written by radnode from what the model's author says; a person has not yet confirmed labels and codes. Never serves a route."""
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -167,7 +172,7 @@ class ModelCard:
     @property
     def digest(self) -> str:
         """Changes with the name, the version or any weights: part of every job key."""
-        parts = (self.name, self.version, *(weights.sha256 for weights in self.weights))
+        parts = (self.name, self.version, *(weights.sha256 for weights in self.weights), *(("draft",) if self.draft else ()))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     @property

@@ -2,20 +2,20 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from node.codes import Code
+from node.domain.findings import Detection, Landmark
 from node.domain.result import Result, SegmentResult
 from node.domain.volume import LabelMap, Plane
 from node.errors import EvidenceError
 from node.evidence.context import EvidenceContext
-from node.evidence.frames import labels_of_planes
 from node.evidence.header import is_lossy
-from node.evidence.segmentation import images_of_planes
+from node.evidence.places import Place, grids_of, ordered_detections, place_of_finding
 from node.evidence.sop_common import code_item, equipment, series_description, series_number
 
 SOURCE_IMAGE: Code = Code("121322", "DCM", "Source image for image processing operation")
@@ -33,13 +33,25 @@ class Role:
     series_offset: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class KeySlice:
-    """A plane of the source, and the structures whose largest cut it shows."""
+    """A plane of the source: the structures whose largest cut it shows, the boxes and the points that it is nearest to."""
 
-    plane_index: int
-    plane: Plane
-    segments: tuple[SegmentResult, ...]
+    place: Place
+    segments: list[SegmentResult] = field(default_factory=list)
+    detections: list[Detection] = field(default_factory=list)
+    landmarks: list[Landmark] = field(default_factory=list)
+
+    @property
+    def plane(self) -> Plane:
+        """The image, or the frame of one."""
+        return self.place.plane
+
+    @property
+    def labels(self) -> list[str]:
+        """What is found here, for a person."""
+        structures = [one.definition.label for one in self.segments]
+        return [*structures, *(one.definition.label for one in self.detections), *(one.definition.label for one in self.landmarks)]
 
 
 def begin(role: Role, source: Dataset, result: Result, context: EvidenceContext) -> Dataset:
@@ -86,11 +98,23 @@ def tell_losses(made: Dataset, images: Sequence[Dataset]) -> None:
 
 
 def images_used(result: Result, sources: Sequence[Dataset]) -> list[Dataset]:
-    """Answers the headers of the images of the label map in its order, or all sources where there is none."""
-    images = list(sources) if result.label_map is None else images_of_planes(sources, result.label_map.source)
-    if not images:
-        raise EvidenceError("without a source image there is no patient and no study")
-    return images
+    """Answers the headers of the images that were analysed: those of the label map first, in its order; all where it is not known which.
+
+    Raises
+    ------
+    EvidenceError
+        If there is none, or the header of an image is missing.
+    """
+    if not sources:
+        raise EvidenceError("a result needs the headers of its source images: without one there is no patient and no study")
+    wanted = dict.fromkeys(plane.sop_instance_uid for grid in grids_of(result) for plane in grid.planes)
+    if not wanted:
+        study = sources[0].StudyInstanceUID
+        return sorted(sources, key=lambda s: (s.StudyInstanceUID != study, str(s.SeriesInstanceUID), str(s.SOPInstanceUID)))
+    by_uid = {str(source.SOPInstanceUID): source for source in sources}
+    if missing := set(wanted) - set(by_uid):
+        raise EvidenceError(f"the headers of {len(missing)} source images are missing, first {min(missing)}")
+    return [by_uid[uid] for uid in wanted]
 
 
 def label_map_of(result: Result) -> LabelMap:
@@ -100,22 +124,38 @@ def label_map_of(result: Result) -> LabelMap:
     return result.label_map
 
 
+def is_placed(result: Result) -> bool:
+    """Answers whether anything was found that has a place on an image: a structure, a box or a point."""
+    return any(segment.present for segment in result.segments) or bool(result.detections or result.landmarks)
+
+
 def key_slices(result: Result) -> list[KeySlice]:
-    """Answers for each structure that was found the plane with its largest area; planes ascend, each stands once."""
-    label_map = label_map_of(result)
-    areas = np.stack([np.bincount(plane.reshape(-1), minlength=256) for plane in label_map.labels])
-    shown: dict[int, list[SegmentResult]] = {}
-    for segment in result.segments:
-        if segment.present:
-            shown.setdefault(_middle_of_largest(areas[:, segment.definition.label_value]), []).append(segment)
-    return [KeySlice(index, label_map.source.planes[index], tuple(segments)) for index, segments in sorted(shown.items())]
+    """Answers for each structure the plane with its largest area, for boxes and points the nearest one; planes ascend, each stands once.
 
+    Raises
+    ------
+    EvidenceError
+        If nothing was found that has a place.
+    """
+    if not is_placed(result):
+        raise EvidenceError("a result without an outline, a box or a point has no such object: do not make one")
+    shown: dict[tuple[int, int], KeySlice] = {}
+    numbers = {id(grid): number for number, grid in enumerate(grids_of(result))}
 
-def segments_on(label_map: LabelMap, result: Result) -> list[tuple[SegmentResult, ...]]:
-    """Answers of each plane the structures that it cuts."""
-    found = labels_of_planes(label_map.labels)
-    present = [segment for segment in result.segments if segment.present]
-    return [tuple(segment for segment in present if on_plane[segment.definition.label_value]) for on_plane in found]
+    def slice_at(place: Place) -> KeySlice:
+        return shown.setdefault((numbers[id(place.grid)], place.plane_index), KeySlice(place))
+
+    found = [segment for segment in result.segments if segment.present]
+    if found:
+        label_map = label_map_of(result)
+        areas = label_map.pixels_of_planes()
+        for segment in found:
+            slice_at(Place(label_map.source, _middle_of_largest(areas[:, segment.definition.label_value]))).segments.append(segment)
+    for detection in ordered_detections(result):
+        slice_at(place_of_finding(result, detection)).detections.append(detection)
+    for landmark in result.landmarks:
+        slice_at(place_of_finding(result, landmark)).landmarks.append(landmark)
+    return [shown[key] for key in sorted(shown)]
 
 
 def reference(sop_class_uid: str, sop_instance_uid: str, frame_number: int | None = None) -> Dataset:

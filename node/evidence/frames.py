@@ -20,7 +20,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
 from pydicom.valuerep import DSfloat, format_number_as_ds
 
-from node.domain.volume import SourceGrid
+from node.domain.volume import LabelMap, SourceGrid
 from node.errors import EvidenceError
 
 PER_FRAME_FUNCTIONAL_GROUPS: Final = Tag("PerFrameFunctionalGroupsSequence")
@@ -44,14 +44,32 @@ class Frame:
     """Its place in the order of the positions, from 1."""
 
 
-def labels_of_planes(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Answers which labels each plane holds, shape (planes, 256); 0 is not looked for."""
+def labels_of_planes(label_map: LabelMap) -> NDArray[np.bool_]:
+    """Answers which structures each plane holds, by label value, shape (planes, 256); the background is not looked for."""
+    found = values_of_planes(label_map.labels)
+    if not label_map.members:
+        return found
+    of_structures = np.zeros_like(found)
+    for value, members in enumerate(label_map.members):
+        for label in members:
+            of_structures[:, label] |= found[:, value]
+    return of_structures
+
+
+def values_of_planes(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Answers which values each plane holds, shape (planes, 256); 0 is not looked for."""
     found = np.zeros((len(labels), LABELS), dtype=bool)
     for plane, held in zip(labels, found, strict=True):
         rows = np.flatnonzero(plane.any(axis=1))
         if len(rows):
             held[:] = np.bincount(plane[rows[0] : rows[-1] + 1].reshape(-1), minlength=LABELS) > 0
     return found
+
+
+def overlaps(label_map: LabelMap) -> bool:
+    """Answers whether a pixel lies in two structures: no label map of DICOM can say that (PS3.3 C.8.20.2)."""
+    shared = [value for value, members in enumerate(label_map.members) if len(members) > 1]
+    return bool(shared) and bool(np.isin(label_map.labels, np.array(shared, dtype=np.uint8)).any())
 
 
 def frames_of(found: NDArray[np.bool_], labels: Sequence[int]) -> list[Frame]:
@@ -67,33 +85,30 @@ def frames_of(found: NDArray[np.bool_], labels: Sequence[int]) -> list[Frame]:
     ]
 
 
-def pack_frames(labels: NDArray[np.uint8], frames: Sequence[Frame]) -> bytes:
+def pack_frames(label_map: LabelMap, frames: Sequence[Frame]) -> bytes:
     """Answers the bits of the frames, the first pixel in the lowest, without a gap between frames; an even number of bytes."""
-    rows, columns = labels.shape[1:]
+    rows, columns = label_map.labels.shape[1:]
     pixels = rows * columns
     size = -(-len(frames) * pixels // _BITS)
     packed = np.zeros(size + size % 2, dtype=np.uint8)
     if pixels % _BITS:
         for first in range(0, len(frames), _BITS):  # eight frames end on a whole byte
-            bits = np.concatenate([(labels[one.plane] == one.label).reshape(-1) for one in frames[first : first + _BITS]])
+            bits = np.concatenate([label_map.mask(one.label, one.plane).reshape(-1) for one in frames[first : first + _BITS]])
             piece = np.packbits(bits, bitorder="little")
             start = first * pixels // _BITS
             packed[start : start + len(piece)] = piece
         return packed.tobytes()
     step = _BITS // math.gcd(_BITS, columns)  # so many rows end on a whole byte
     for place, one in enumerate(frames):
-        first, last = _row_range(labels[one.plane], one.label)
+        mask = label_map.mask(one.label, one.plane)
+        filled = np.flatnonzero(mask.any(axis=1))
+        first, last = int(filled[0]), int(filled[-1]) + 1
         first -= first % step
         last = min(rows, last + -last % step)
-        piece = np.packbits(labels[one.plane, first:last] == one.label, bitorder="little")
+        piece = np.packbits(mask[first:last], bitorder="little")
         start = (place * pixels + first * columns) // _BITS
         packed[start : start + len(piece)] = piece
     return packed.tobytes()
-
-
-def _row_range(plane: NDArray[np.uint8], label: int) -> tuple[int, int]:
-    filled = np.flatnonzero((plane == label).any(axis=1))
-    return int(filled[0]), int(filled[-1]) + 1
 
 
 def functional_groups(frames: Sequence[Frame], grid: SourceGrid, derivations: Sequence[Dataset]) -> RawDataElement:

@@ -1,4 +1,4 @@
-"""The key image: three planes through what was found, with its outlines, names and volumes, as a PNG.
+"""The key image: three planes through what was found, or single images, with outlines, boxes, points, names and numbers, as a PNG.
 
 It shows no patient identity, and says that it is an AI result that nobody has verified.
 """
@@ -14,15 +14,17 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from node import __version__
-from node.domain.result import Result, SegmentResult
-from node.domain.states import Outcome
-from node.domain.volume import LabelMap, Volume
+from node.domain.result import Result
+from node.domain.volume import LabelMap, Plane, Volume
 from node.evidence.fonts import Pen, draw_text, text_length
+from node.evidence.legend import draw_legend, legend_height, legend_lines
+from node.evidence.places import cut_by_plane, ordered_detections, outline_of, pixel_of, place_of_finding
 from node.evidence.planes import (
     VIEWS,
     Box,
     PlaneView,
     box_of,
+    pixels_on_plane,
     points_of_plane,
     sample_labels,
     sample_values,
@@ -37,8 +39,6 @@ _MARGIN: Final = 30
 _GAP: Final = 18
 _HEADER: Final = 84
 _CAPTION: Final = 46
-_LEGEND_LINE: Final = 30
-_LEGEND_COLUMNS: Final = 4
 _FOOTER: Final = 44
 _LARGEST_PANEL: Final = 620
 _LARGEST_FLAT: Final = 900
@@ -53,6 +53,13 @@ _RULE: Final[Color] = (48, 56, 64)
 _WARNING: Final[Color] = (255, 190, 80)
 _FILL_SHARE: Final = 0.2
 _CONTOUR_PIXELS: Final = 2
+_ARM: Final = 9
+"""Pixels from the middle of a cross to its ends."""
+_AROUND_POINT_MM: Final = 20.0
+_NEAR_MM: Final = 5.0
+"""A point further off than this from a plane is drawn half as bright."""
+_MOST_IMAGES: Final = 4
+"""Single images side by side; further ones are not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,56 +70,103 @@ class _Panel:
     picture: Image.Image
 
 
-def render_key_image(volume: Volume, result: Result) -> bytes:
-    """Answers a PNG of the planes that show most of the result; without findings, of the middle of the volume."""
+@dataclass(frozen=True, slots=True, eq=False)
+class FlatImage:
+    """A single image (a radiograph)."""
+
+    pixels: NDArray[np.float32]
+    plane: Plane | None = None
+    """What findings name it by; None where there is but one image."""
+    letters: tuple[str, ...] = ()
+    """What lies at the left, right, top and bottom edge, where that is known."""
+    inverted: bool = False
+    """Whether low values are bright (MONOCHROME1)."""
+
+
+def render_key_image(shown: Volume | Sequence[Volume], result: Result) -> bytes:
+    """Answers a PNG of the planes that show most of the result; without findings, of the middle of the volume.
+
+    `shown` is the analysed volume, or the single images as volumes of one slice.
+    """
     buffer = BytesIO()
-    draw_key_image(volume, result, result.label_map).save(buffer, format="PNG", compress_level=6)
+    volumes = [shown] if isinstance(shown, Volume) else list(shown)
+    if is_flat(volumes):
+        picture = draw_flat_images([FlatImage(one.voxels[0], one.source.planes[0]) for one in volumes], result)
+    else:
+        picture = draw_key_image(volumes[0], result, result.label_map)
+    picture.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
 
 
+def is_flat(volumes: Sequence[Volume]) -> bool:
+    """Answers whether there are no planes to lay through a volume: single images."""
+    return len(volumes[0].voxels) == 1
+
+
 def draw_key_image(volume: Volume, result: Result, through: LabelMap | None, made_at: str = "") -> Image.Image:
-    """Answers the picture: planes that show most of `through`, and in the footer the moment `made_at`, where it is told."""
+    """Answers the picture: planes that show most of `through`, or of the surest box, or of the first point.
+
+    In the footer stands the moment `made_at`, where it is told.
+    """
     box = box_of(volume)
-    point_mm = telling_point_mm(through, box)
     pixels_per_mm = _pixels_per_mm(box)
-    window = window_of(volume, result)
-    frame = (box, point_mm, pixels_per_mm, window)
+    frame = (box, _shown_point_mm(result, through, box), pixels_per_mm, window_of(volume, result))
     panels = [_Panel(view.name, view.letters, _picture(view, volume, result, frame)) for view in VIEWS]
     return _composed(panels, result, made_at, pixels_per_mm)
 
 
-def draw_flat_image(
-    pixels: NDArray[np.float32], result: Result, letters: Sequence[str], made_at: str = "", *, inverted: bool = False
-) -> Image.Image:
-    """Answers the picture of a single image (a radiograph) with its outlines.
+def _shown_point_mm(result: Result, through: LabelMap | None, box: Box) -> NDArray[np.float64]:
+    if (through is None or not through.labels.any()) and result.detections:
+        return np.asarray(ordered_detections(result)[0].centre_mm)
+    if (through is None or not through.labels.any()) and result.landmarks:
+        return np.asarray(result.landmarks[0].position_mm)
+    return telling_point_mm(through, box)
 
-    `letters` are what lies at the left, right, top and bottom edge, or none; `inverted` where low values are bright (MONOCHROME1).
-    """
-    rows, columns = pixels.shape
-    scale = min((WIDTH - 2 * _MARGIN) / columns, _LARGEST_FLAT / rows)
+
+def draw_flat_images(images: Sequence[FlatImage], result: Result, made_at: str = "") -> Image.Image:
+    """Answers the picture of single images with what was found on them, side by side."""
+    images = images[:_MOST_IMAGES]
+    names = ["Image"] if len(images) == 1 else [f"Image {number}" for number in range(1, len(images) + 1)]
+    room = (WIDTH - 2 * _MARGIN - _GAP * (len(images) - 1)) // len(images)
+    panels = [_Panel(name, image.letters, _flat_picture(image, result, room)) for name, image in zip(names, images, strict=True)]
+    return _composed(panels, result, made_at, None)
+
+
+def _flat_picture(image: FlatImage, result: Result, room: int) -> Image.Image:
+    rows, columns = image.pixels.shape
+    scale = min(room / columns, _LARGEST_FLAT / rows)
     down = np.minimum((np.arange(max(1, round(rows * scale))) / scale).astype(np.int64), rows - 1)
     across = np.minimum((np.arange(max(1, round(columns * scale))) / scale).astype(np.int64), columns - 1)
-    low, high = (float(one) for one in np.percentile(pixels, (0.5, 99.5)))
-    gray = np.clip((pixels.astype(np.float64) - low) / max(high - low, 1e-6), 0.0, 1.0) * 255.0
-    shown = np.repeat((255.0 - gray if inverted else gray)[np.ix_(down, across)][..., None], 3, axis=2)
-    if result.label_map is not None:
-        _paint(shown, result.label_map.labels[0][np.ix_(down, across)], result.segments)
+    low, high = (float(one) for one in np.percentile(image.pixels, (0.5, 99.5)))
+    gray = np.clip((image.pixels.astype(np.float64) - low) / max(high - low, 1e-6), 0.0, 1.0) * 255.0
+    shown = np.repeat((255.0 - gray if image.inverted else gray)[np.ix_(down, across)][..., None], 3, axis=2)
+    if result.label_map is not None and (image.plane is None or image.plane in result.label_map.source.planes):
+        plane = result.label_map.source.planes.index(image.plane) if image.plane is not None else 0
+        _paint(shown, result.label_map.labels[plane][np.ix_(down, across)], result)
     picture = Image.fromarray(np.rint(shown).astype(np.uint8), mode="RGB")
-    return _composed([_Panel("Image", tuple(letters), picture)], result, made_at, None)
+    draw = ImageDraw.Draw(picture)
+    for number, detection in enumerate(ordered_detections(result), 1):
+        place = place_of_finding(result, detection)
+        if image.plane is None or place.plane == image.plane:
+            _draw_box(draw, (outline_of(detection, place) + 0.5) * scale, detection.definition.rgb, str(number))
+    for landmark in result.landmarks:
+        place = place_of_finding(result, landmark)
+        if image.plane is None or place.plane == image.plane:
+            _draw_cross(draw, (pixel_of(landmark, place) + 0.5) * scale, landmark.definition.rgb)
+    return picture
 
 
 def _composed(panels: Sequence[_Panel], result: Result, made_at: str, pixels_per_mm: float | None) -> Image.Image:
-    found = [segment for segment in result.segments if segment.present]
-    lines = max(1, -(-len(found) // _LEGEND_COLUMNS))
+    lines = legend_lines(result)
     panel_height = max(panel.picture.height for panel in panels)
-    height = _HEADER + panel_height + _CAPTION + lines * _LEGEND_LINE + _FOOTER
+    height = _HEADER + panel_height + _CAPTION + legend_height(lines, result) + _FOOTER
     image = Image.new("RGB", (WIDTH, height), _BACKGROUND)
     draw = ImageDraw.Draw(image)
     _draw_header(draw, result)
     _draw_panels(image, draw, panels)
     if pixels_per_mm is not None:
         _draw_scale_bar(draw, pixels_per_mm, top=_HEADER + panel_height + 16)
-    _draw_legend(draw, result, found, top=_HEADER + panel_height + _CAPTION)
+    draw_legend(draw, result, lines, _MARGIN, _HEADER + panel_height + _CAPTION, WIDTH - 2 * _MARGIN)
     _draw_footer(draw, result, made_at, top=height - _FOOTER)
     return image
 
@@ -139,14 +193,46 @@ def _picture(
         gray = np.where(np.isnan(values), 0.0, 255.0 - gray)
     pixels = np.repeat(gray[..., None], 3, axis=2)
     if result.label_map is not None:
-        _paint(pixels, sample_labels(result.label_map, points), result.segments)
-    return Image.fromarray(np.rint(pixels).astype(np.uint8), mode="RGB")
+        _paint(pixels, sample_labels(result.label_map, points), result)
+    picture = Image.fromarray(np.rint(pixels).astype(np.uint8), mode="RGB")
+    _mark(picture, view, result, frame)
+    return picture
 
 
-def _paint(pixels: NDArray[np.float64], labels: NDArray[np.uint8], segments: Sequence[SegmentResult]) -> None:
+def _mark(
+    picture: Image.Image, view: PlaneView, result: Result, frame: tuple[Box, NDArray[np.float64], float, tuple[float, float]]
+) -> None:
+    """Draws the boxes that a plane cuts, and all points: those beside the plane less bright."""
+    box, point_mm, pixels_per_mm, _ = frame
+    draw, at_mm = ImageDraw.Draw(picture), float(point_mm[view.through])
+    for number, detection in enumerate(ordered_detections(result), 1):
+        cut = cut_by_plane(detection, np.eye(3)[view.through], at_mm)
+        if len(cut):
+            _draw_box(draw, pixels_on_plane(view, box, cut, pixels_per_mm), detection.definition.rgb, str(number))
+    for landmark in result.landmarks:
+        is_near = abs(landmark.position_mm[view.through] - at_mm) <= _NEAR_MM
+        (place,) = pixels_on_plane(view, box, np.asarray([landmark.position_mm]), pixels_per_mm)
+        red, green, blue = landmark.definition.rgb
+        _draw_cross(draw, place, (red, green, blue) if is_near else (red // 2, green // 2, blue // 2))
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, ring: NDArray[np.float64], color: Color, name: str) -> None:
+    draw.line([tuple(point) for point in (*ring.tolist(), *ring[:1].tolist())], fill=color, width=_CONTOUR_PIXELS, joint="curve")
+    right, top = float(ring[:, 0].max()), float(ring[:, 1].min())
+    draw_text(draw, (right + 4, max(top - 4, 0.0)), name, Pen(20, color))
+
+
+def _draw_cross(draw: ImageDraw.ImageDraw, place: NDArray[np.float64], color: Color) -> None:
+    x, y = (float(value) for value in place)
+    for arm in ((x - _ARM, y, x + _ARM, y), (x, y - _ARM, x, y + _ARM)):
+        draw.line(arm, fill=color, width=_CONTOUR_PIXELS)
+
+
+def _paint(pixels: NDArray[np.float64], labels: NDArray[np.uint8], result: Result) -> None:
     """Fills every structure thinly and draws its outline."""
-    for segment in segments:
-        mask = labels == segment.definition.label_value
+    assert result.label_map is not None  # noqa: S101 - the caller has asked
+    for segment in result.segments:
+        mask = result.label_map.values_of(segment.definition.label_value)[labels]
         if not mask.any():
             continue
         color = np.asarray(segment.definition.rgb, dtype=np.float64)
@@ -158,9 +244,7 @@ def _paint(pixels: NDArray[np.float64], labels: NDArray[np.uint8], segments: Seq
 def window_of(volume: Volume, result: Result) -> tuple[float, float]:
     """Answers the values that become black and white: in CT after what was found, else after what the volume holds."""
     if volume.modality == "CT":
-        low, high = 0.0, 80.0
-        if result.label_map is not None and result.label_map.labels.any():
-            low, high = _values_of_structures(volume, result)
+        low, high = _spread(_values_found(volume, result))
         center, width = (low + high) / 2, min(max(2.5 * (high - low), 120.0), 2000.0)
         return center - width / 2, center + width / 2
     thinned = volume.voxels[::2, ::3, ::3]
@@ -171,14 +255,22 @@ def window_of(volume: Volume, result: Result) -> tuple[float, float]:
     return 0.0, max(1.1 * high, 1e-6)
 
 
-def _values_of_structures(volume: Volume, result: Result) -> tuple[float, float]:
-    """Answers between which values the structures lie, but for a few voxels."""
-    box = box_of(volume)
+def _values_found(volume: Volume, result: Result) -> NDArray[np.float64]:
+    """Answers values of what was found: in the structures, else in the boxes and half as far around them, else around the points."""
     steps = np.linspace(0.0, 1.0, 48)
     grid = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1)
-    points = box.lower_mm + grid * box.size_mm
-    assert result.label_map is not None  # noqa: S101 - the caller has asked
-    values = sample_values(volume, points)[sample_labels(result.label_map, points) > 0]
+    if result.label_map is not None and result.label_map.labels.any():
+        box = box_of(volume)
+        points = box.lower_mm + grid * box.size_mm
+        return sample_values(volume, points)[sample_labels(result.label_map, points) > 0]
+    coarse = 2 * grid[::4, ::4, ::4] - 1
+    around = [np.asarray(one.centre_mm) + 1.5 * coarse @ np.asarray(one.half_axes_mm) for one in result.detections]
+    around += [np.asarray(one.position_mm) + _AROUND_POINT_MM * coarse for one in result.landmarks]
+    return sample_values(volume, np.stack(around)) if around else np.empty(0)
+
+
+def _spread(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Answers between which values all lie, but for a few; those of soft tissue where there are too few to tell."""
     values = values[~np.isnan(values)]
     if values.size < 8:
         return 0.0, 80.0
@@ -234,48 +326,6 @@ def _draw_letters(draw: ImageDraw.ImageDraw, letters: Sequence[str], frame: tupl
         draw_text(draw, place, letter, Pen(20, _TEXT, anchor=anchor, outline=_PANEL))
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, result: Result, found: Sequence[SegmentResult], top: int) -> None:
-    if not found:
-        draw_text(draw, (_MARGIN, top), _WITHOUT_FINDINGS[result.outcome], Pen(18, _TEXT))
-        return
-    column_width = (WIDTH - 2 * _MARGIN) // _LEGEND_COLUMNS
-    lines = -(-len(found) // _LEGEND_COLUMNS)
-    for first in range(0, len(found), lines):
-        column = found[first : first + lines]
-        left = _MARGIN + first // lines * column_width
-        labels = [_shortened(draw, segment.definition.label, column_width - 140) for segment in column]
-        values_at = left + 26 + max(text_length(draw, label, 17) for label in labels) + 20
-        for line, (segment, label) in enumerate(zip(column, labels, strict=True)):
-            y = top + line * _LEGEND_LINE
-            draw.rounded_rectangle((left, y + 3, left + 16, y + 19), radius=4, fill=segment.definition.rgb)
-            draw_text(draw, (left + 26, y), label, Pen(17, _TEXT))
-            _draw_measured(draw, segment, (values_at, y))
-
-
-_WITHOUT_FINDINGS: Final = {
-    Outcome.FOUND: "Found",
-    Outcome.NOTHING_FOUND: "Nothing found: the model outlined none of its structures in these images.",
-    Outcome.NOT_ATTEMPTED: "Not attempted: the images were not analyzed.",
-    Outcome.FAILED: "Failed: the analysis did not end. Nothing can be concluded.",
-}
-
-
-def _draw_measured(draw: ImageDraw.ImageDraw, segment: SegmentResult, place: tuple[float, float]) -> None:
-    """Draws the first measurement, e.g. 478 cm3 with its 3 raised: the font at hand has no such letter."""
-    if not segment.measurements:
-        return
-    measurement = segment.measurements[0]
-    power = "3" if measurement.unit.value in {"cm3", "mm3"} else ""
-    text = f"{format_number(measurement.value)} {measurement.unit.value.removesuffix(power)}"
-    draw_text(draw, place, text, Pen(17, _QUIET))
-    draw_text(draw, (place[0] + text_length(draw, text, 17) + 1, place[1] - 1), power, Pen(11, _QUIET))
-
-
-def format_number(value: float) -> str:
-    """Answers three significant digits, and no fraction from 100 on."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
-
-
 def _draw_footer(draw: ImageDraw.ImageDraw, result: Result, made_at: str, top: int) -> None:
     draw.line((_MARGIN, top + 4, WIDTH - _MARGIN, top + 4), fill=_RULE, width=1)
     parts = [f"radnode {__version__}"]
@@ -283,9 +333,3 @@ def _draw_footer(draw: ImageDraw.ImageDraw, result: Result, made_at: str, top: i
         parts += [result.provenance.engine, *(f"weights {digest[:12]}" for digest in result.provenance.weights_sha256)]
     draw_text(draw, (_MARGIN, top + 14), " · ".join(parts), Pen(14, _QUIET))
     draw_text(draw, (WIDTH - _MARGIN, top + 14), made_at, Pen(14, _QUIET, anchor="ra"))
-
-
-def _shortened(draw: ImageDraw.ImageDraw, text: str, room: float) -> str:
-    while text and text_length(draw, text, 17) > room:
-        text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
-    return text

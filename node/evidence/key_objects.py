@@ -10,7 +10,7 @@ from node.codes import Code
 from node.domain.result import Result
 from node.domain.states import Outcome
 from node.errors import EvidenceError
-from node.evidence.base import NOT_VERIFIED, Role, begin, by_series, images_used, key_slices, reference, reference_to_plane
+from node.evidence.base import NOT_VERIFIED, Role, begin, by_series, images_used, is_placed, key_slices, reference, reference_to_plane
 from node.evidence.context import EvidenceContext
 from node.evidence.procedure import referenced_requests
 from node.evidence.sop_common import code_item, device_uid, finished
@@ -26,7 +26,7 @@ _DEVICE_NAME: Final = Code("121013", "DCM", "Device Observer Name")
 
 
 def encode_key_objects(result: Result, sources: Sequence[Dataset], context: EvidenceContext) -> Dataset:
-    """Answers the selection of the key slices; where nothing is outlined, of every source image: those that the finding is of.
+    """Answers the selection of the key slices; where nothing found has a place, of every source image: those that the finding is of.
 
     Raises
     ------
@@ -36,14 +36,14 @@ def encode_key_objects(result: Result, sources: Sequence[Dataset], context: Evid
     if result.outcome is not Outcome.FOUND:
         raise EvidenceError("nothing was found: no image is of interest")
     images = images_used(result, sources)
-    if result.label_map is None:
+    if not is_placed(result):
         references = [reference(image.SOPClassUID, image.SOPInstanceUID) for image in images]
         lines = [NOT_VERIFIED]
     else:
         slices = key_slices(result)
         references = [reference_to_plane(one.plane) for one in slices]
-        lines = [f"{NOT_VERIFIED}. Largest cuts, in the order of the images:"]
-        lines += [", ".join(segment.definition.label for segment in one.segments) for one in slices]
+        lines = [f"{NOT_VERIFIED}. {'Largest cuts' if result.label_map is not None else 'What was found'}, in the order of the images:"]
+        lines += [", ".join(one.labels) for one in slices]
     made = begin(KEY_OBJECTS, images[0], result, context)
     made.ReferencedPerformedProcedureStepSequence = []
     cited = {item.ReferencedSOPInstanceUID for item in references}

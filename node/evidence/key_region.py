@@ -32,11 +32,11 @@ def key_region(label_map: LabelMap, label: int) -> KeyRegion:
 
     Raises ValueError when no voxel bears the label.
     """
-    areas = [int(np.count_nonzero(plane == label)) for plane in label_map.labels]
+    areas = [int(np.count_nonzero(label_map.mask(label, place))) for place in range(len(label_map.labels))]
     place = int(np.argmax(areas))
     if not areas[place]:
         raise ValueError("a label without a voxel has no outline")
-    ring = max(rings_of(label_map.labels[place] == label), key=_enclosed)
+    ring = max(rings_of(label_map.mask(label, place)), key=_enclosed)
     while len(ring) > MAX_POINTS:
         ring = ring[::2]
     while len(ring) + 1 < FEWEST_POINTS:

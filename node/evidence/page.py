@@ -15,8 +15,9 @@ from node import __version__
 from node.domain.result import Result, SegmentResult
 from node.domain.states import Outcome
 from node.evidence.context import EvidenceContext
-from node.evidence.key_image import format_number
+from node.evidence.legend import format_number
 from node.evidence.sop_common import device_uid
+from node.evidence.told import Finding, answers_of, boxes_of, not_detected, not_located, percent_text, points_of
 
 _UNITS: Final = {"cm3": "cm³", "mm3": "mm³"}
 
@@ -40,6 +41,27 @@ class Row:
     present: bool
     values: tuple[str, ...]
     voxels: str
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """An answer that a question could have, or the score of a box or point: a bar."""
+
+    label: str
+    text: str
+    percent: float
+    color: str = ""
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question of a classifier."""
+
+    question: str
+    answer: str
+    image: str
+    shares: tuple[Share, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +90,12 @@ def render_page(
         banner=_banner(result),
         rows=[_row(segment) for segment in result.segments] if analyzed else [],
         measured=_measured_names(result) if analyzed else (),
+        analyzed=analyzed,
+        questions=_questions(result),
+        boxes=[_share(one) for one in boxes_of(result)],
+        points=[_share(one) for one in points_of(result)],
+        not_detected=not_detected(result) if analyzed else (),
+        not_located=not_located(result) if analyzed else (),
         notes=result.notes,
         key_image=b64encode(key_image).decode("ascii") if key_image else "",
         stages=_stages(seconds),
@@ -84,16 +112,46 @@ def render_page(
 def _banner(result: Result) -> Banner:
     match result.outcome:
         case Outcome.FOUND:
-            if len(result.segments) == 1:
-                return Banner("found", f"{result.segments[0].definition.label} outlined", "")
-            found = sum(segment.present for segment in result.segments)
-            return Banner("found", f"{found} of {len(result.segments)} structures outlined", "")
+            return Banner("found", _headline(result), "")
         case Outcome.NOTHING_FOUND:
-            return Banner("nothing", "Nothing found", "The analysis ran to its end and outlined none of the structures it looks for.")
+            verb = "outlined none of the structures" if result.card.segments else "found nothing of what"
+            return Banner("nothing", "Nothing found", f"The analysis ran to its end and {verb} it looks for.")
         case Outcome.NOT_ATTEMPTED:
             return Banner("declined", "Not analyzed", f"{result.reason} Nothing can be concluded about the images.")
         case Outcome.FAILED:
             return Banner("failed", "The analysis failed", f"{result.reason} Nothing can be concluded about the images.")
+
+
+def _headline(result: Result) -> str:
+    """Answers what was found, in a few words."""
+    parts = []
+    if len(result.segments) == 1:
+        parts.append(f"{result.segments[0].definition.label} outlined")
+    elif result.segments:
+        parts.append(f"{sum(segment.present for segment in result.segments)} of {len(result.segments)} structures outlined")
+    if result.card.detections:
+        parts.append(f"{len(result.detections)} {'detection' if len(result.detections) == 1 else 'detections'}")
+    if result.card.landmarks:
+        parts.append(f"{len(result.landmarks)} of {len(result.card.landmarks)} points located")
+    answers = answers_of(result)
+    if len(answers) == 1:
+        parts.append(f"{answers[0].question}: {answers[0].answer}")
+    elif answers:
+        parts.append(f"{len(answers)} answers")
+    return ", ".join(parts)
+
+
+def _questions(result: Result) -> list[Question]:
+    found = []
+    for one in answers_of(result):
+        shares = tuple(Share(answer, percent_text(share), round(100 * share, 1)) for answer, share in one.shares)
+        found.append(Question(one.question, one.answer, one.image, shares))
+    return found
+
+
+def _share(finding: Finding) -> Share:
+    color = "#{:02x}{:02x}{:02x}".format(*finding.color)
+    return Share(finding.label, percent_text(finding.score), round(100 * finding.score, 1), color, finding.image)
 
 
 def _row(segment: SegmentResult) -> Row:

@@ -14,7 +14,7 @@ from pydicom.tag import Tag
 from pydicom.uid import ParametricMapStorage
 from pydicom.valuerep import format_number_as_ds
 
-from node.codes import UCUM_NO_UNITS, Code
+from node.codes import PROBABILITY, UCUM_NO_UNITS, Code
 from node.domain.modelcard import SegmentDefinition
 from node.domain.result import Result
 from node.domain.volume import Plane, SourceGrid
@@ -37,7 +37,6 @@ from node.evidence.sop_common import code_item, finished, long_string
 PARAMETRIC_MAP: Final = Role("pm", ParametricMapStorage, "OT", 8)
 CERTAIN: Final = 10_000
 """The stored value of probability 1."""
-PROBABILITY: Final = Code("122157", "DCM", "Probability")
 _QUANTITY: Final = Code("246205007", "SCT", "Quantity")
 _SEGMENTATION: Final = Code("113076", "DCM", "Segmentation")
 

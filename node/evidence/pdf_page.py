@@ -19,8 +19,9 @@ from reportlab.platypus import Flowable, Image, Paragraph, SimpleDocTemplate, Sp
 from node import __version__
 from node.domain.result import Measurement, Result, SegmentResult
 from node.domain.states import Outcome
-from node.evidence.key_image import format_number
+from node.evidence.legend import format_number
 from node.evidence.pdf_fonts import LATIN, LATIN_BOLD, markup
+from node.evidence.told import answers_of, boxes_of, not_detected, not_located, percent_text, points_of
 
 Language = Literal["en", "zh"]
 
@@ -35,6 +36,7 @@ _INK: Final = HexColor("#1b2430")
 _QUIET: Final = HexColor("#5c6873")
 _RULE: Final = HexColor("#c9d0d6")
 _STRIPE: Final = HexColor("#f4f6f8")
+_BAR: Final = HexColor("#7fa8c9")
 _WARNING: Final = HexColor("#b35c00")
 _WARNING_FILL: Final = HexColor("#fff4e5")
 
@@ -45,8 +47,12 @@ _ENGLISH: Final[Mapping[str, str]] = {
     "study": "Study", "accession": "Accession", "model": "Model", "outcome": "Outcome", "structure": "Structure",
     "finding": "Finding", "measurements": "Measurements", "present": "present", "absent": "absent", "notes": "Notes",
     "reason": "Reason", "made": "Made", "weights": "Weights", "engine": "Engine", "use": "Intended use", "page": "Page {}",
+    "question": "Question", "answer": "Answer", "probability": "Probability", "image": "Image", "score": "Score", "detection": "Detection",
+    "point": "Point", "not located": "not located", "score note": "Scores are what the network is worth its own findings: no probabilities.",
     Outcome.FOUND: "Analysed: structures were outlined.",
+    "answered": "Analysed: see the findings below.",
     Outcome.NOTHING_FOUND: "Analysed: the model outlined none of its structures in these images.",
+    "nothing detected": "Analysed: the model found none of what it looks for in these images.",
     Outcome.NOT_ATTEMPTED: "Not attempted: the images were not analysed. Nothing can be concluded.",
     Outcome.FAILED: "Failed: the analysis did not end. Nothing can be concluded.",
     "closing": "Computed by software without a person's review. Not for diagnosis without verification by a physician.",
@@ -56,8 +62,12 @@ _CHINESE: Final[Mapping[str, str]] = {
     "study": "检查", "accession": "检查号", "model": "模型", "outcome": "结论", "structure": "结构",
     "finding": "发现", "measurements": "测量值", "present": "存在", "absent": "未见", "notes": "备注",
     "reason": "原因", "made": "生成时间", "weights": "权重", "engine": "计算引擎", "use": "预期用途", "page": "第 {} 页",
+    "question": "问题", "answer": "回答", "probability": "概率", "image": "图像", "score": "得分", "detection": "检出", "point": "标志点",
+    "not located": "未定位", "score note": "得分为网络对其自身发现的评分，并非概率。",
     Outcome.FOUND: "分析完成：已勾画下列结构。",
+    "answered": "分析完成：结果见下。",
     Outcome.NOTHING_FOUND: "分析完成：模型在这些图像中未勾画任何结构。",
+    "nothing detected": "分析完成：模型在这些图像中未发现其所查找的内容。",
     Outcome.NOT_ATTEMPTED: "未进行分析：不能据此得出任何结论。",
     Outcome.FAILED: "分析失败：不能据此得出任何结论。",
     "closing": "本结果由软件自动生成，未经人工审核；未经医师确认，不得用于诊断。",
@@ -94,6 +104,7 @@ def pdf_report(result: Result, identity: Identity, key_image: bytes | None, lang
         story += [_picture(key_image), Spacer(1, 4 * mm)]
     if result.segments:
         story.append(_structures(result.segments, words))
+    story += _answers(result, words) + _findings(result, words)
     if result.notes:
         story += [Spacer(1, 4 * mm), _paragraph(words["notes"], _style(11, bold=True, space=2))]
         story += [_paragraph(f"– {note.text}", _style(9, space=2)) for note in result.notes]
@@ -151,7 +162,7 @@ def _line(*facts: tuple[str, str]) -> str:
 
 
 def _model_facts(result: Result, words: Mapping[str, str], made_at: str) -> list[tuple[str, str]]:
-    facts = [(words["outcome"], words[result.outcome])]
+    facts = [(words["outcome"], words[_outcome(result)])]
     if result.reason:
         facts.append((words["reason"], result.reason))
     facts += [(words["made"], made_at), (words["use"], result.card.intended_use)]
@@ -159,6 +170,13 @@ def _model_facts(result: Result, words: Mapping[str, str], made_at: str) -> list
         facts.append((words["engine"], result.provenance.engine))
         facts.append((words["weights"], ", ".join(digest[:16] for digest in result.provenance.weights_sha256)))
     return facts
+
+
+def _outcome(result: Result) -> str:
+    """Answers which sentence tells the end: outlined or not only of a model that outlines."""
+    if result.card.segments:
+        return result.outcome
+    return {Outcome.FOUND: "answered", Outcome.NOTHING_FOUND: "nothing detected"}.get(result.outcome, result.outcome)
 
 
 def _facts(facts: Sequence[tuple[str, str]]) -> Table:
@@ -189,6 +207,78 @@ def _structures(segments: Sequence[SegmentResult], words: Mapping[str, str]) -> 
             style.append(("BACKGROUND", (0, place), (0, place), Color(*(part / 255 for part in segment.definition.rgb))))
     widths = [5 * mm, 0.5 * _WIDTH - 5 * mm, 0.15 * _WIDTH, 0.35 * _WIDTH]
     return Table(rows, colWidths=widths, repeatRows=1, style=TableStyle(style), hAlign="LEFT")
+
+
+def _answers(result: Result, words: Mapping[str, str]) -> list[Flowable]:
+    """Answers the table of the questions, with a bar for each answer."""
+    rows: list[list[Any]] = []
+    for one in answers_of(result):
+        image = f" ({words['image']} {one.image})" if one.image else ""
+        for number, (answer, share) in enumerate(one.shares):
+            question = one.question + image if number == 0 else ""
+            style = _style(9, bold=number == 0)
+            rows.append(
+                [
+                    _paragraph(question, _style(9)),
+                    _paragraph(words[answer] if answer in {"present", "absent"} else answer, style),
+                    _Bar(share),
+                    percent_text(share),
+                ]
+            )
+    if not rows:
+        return []
+    head = ("question", "answer", "probability", "")
+    widths = [0.4 * _WIDTH, 0.27 * _WIDTH, 0.23 * _WIDTH, 0.1 * _WIDTH]
+    return [Spacer(1, 4 * mm), _table([words.get(name, "") for name in head], rows, widths, [])]
+
+
+def _findings(result: Result, words: Mapping[str, str]) -> list[Flowable]:
+    """Answers the tables of boxes and points, with a bar for each score."""
+    if result.outcome not in {Outcome.FOUND, Outcome.NOTHING_FOUND}:
+        return []
+    story: list[Flowable] = []
+    of_boxes = ("detection", boxes_of(result), not_detected(result), "absent")
+    of_points = ("point", points_of(result), not_located(result), "not located")
+    for name, found, missing, absence in (of_boxes, of_points):
+        rows: list[list[Any]] = [
+            ["", _paragraph(one.label, _style(9)), _Bar(one.score), percent_text(one.score), one.image] for one in found
+        ]
+        rows += [["", _paragraph(label, _style(9)), _paragraph(words[absence], _style(9)), "", ""] for label in missing]
+        if rows:
+            widths = [5 * mm, 0.45 * _WIDTH - 5 * mm, 0.25 * _WIDTH, 0.12 * _WIDTH, 0.18 * _WIDTH]
+            head = ["", words[name], words["score"], "", words["image"]]
+            story += [Spacer(1, 4 * mm), _table(head, rows, widths, [one.color for one in found])]
+    return [*story, Spacer(1, 1 * mm), _paragraph(words["score note"], _style(8, _QUIET))] if story else []
+
+
+def _table(head: Sequence[str], rows: list[list[Any]], widths: Sequence[float], colors: Sequence[tuple[int, int, int]]) -> Table:
+    """Answers a table with its head on every page; the first cells of the first rows are painted in `colors`."""
+    style: list[tuple[Any, ...]] = [
+        ("VALIGN", (0, 0), (-1, -1), "MIDDLE"),
+        ("PADDING", (0, 0), (-1, -1), 2.5),
+        ("FONT", (0, 0), (-1, -1), LATIN, 9),
+        ("TEXTCOLOR", (0, 0), (-1, -1), _INK),
+        ("LINEBELOW", (0, 0), (-1, 0), 0.8, _INK),
+        ("LINEBELOW", (0, 1), (-1, -1), 0.3, _RULE),
+    ]
+    style += [("BACKGROUND", (0, place), (0, place), Color(*(part / 255 for part in rgb))) for place, rgb in enumerate(colors, 1)]
+    heads = [_paragraph(name, _style(9, bold=True)) for name in head]
+    return Table([heads, *rows], colWidths=widths, repeatRows=1, style=TableStyle(style), hAlign="LEFT")
+
+
+class _Bar(Flowable):
+    """A share of a whole."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.width, self.height, self._share = 32 * mm, 2.2 * mm, share
+
+    def draw(self) -> None:
+        """Draws it where the canvas is."""
+        self.canv.setFillColor(_STRIPE)
+        self.canv.roundRect(0, 0, self.width, self.height, 1, stroke=0, fill=1)
+        self.canv.setFillColor(_BAR)
+        self.canv.roundRect(0, 0, max(self.width * self._share, 1.0), self.height, 1, stroke=0, fill=1)
 
 
 def _measured(measurement: Measurement, words: Mapping[str, str]) -> str:

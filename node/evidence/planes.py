@@ -4,6 +4,7 @@ A plane is sampled on a square grid in patient coordinates (LPS, mm): so its asp
 and uneven sources need no care, and the letters at its edges are known.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,7 +73,9 @@ def telling_point_mm(label_map: LabelMap | None, box: Box) -> NDArray[np.float64
     labels = label_map.labels.reshape(-1)[flat]
     indices = np.stack(np.unravel_index(flat, label_map.labels.shape), axis=-1)
     points = _points_of(label_map.source, indices)
-    return np.array([_telling_position_mm(points[:, axis], labels) for axis in range(3)])
+    structures = sorted({label for members in label_map.members for label in members}) or np.unique(labels).tolist()
+    masks = [label_map.values_of(label)[labels] for label in structures]
+    return np.array([_telling_position_mm(points[:, axis], [mask for mask in masks if mask.any()]) for axis in range(3)])
 
 
 def sample_values(volume: Volume, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -87,7 +90,7 @@ def sample_values(volume: Volume, points: NDArray[np.float64]) -> NDArray[np.flo
 
 
 def sample_labels(label_map: LabelMap, points: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Answers the label of the voxel that holds each point of shape (..., 3); 0 outside the source slices."""
+    """Answers the value of the voxel that holds each point of shape (..., 3); 0 outside the source slices."""
     source = label_map.source
     distances = source.distances_mm
     along = points @ source.normal
@@ -123,12 +126,21 @@ def _points_of(source: SourceGrid, indices: NDArray[np.int64]) -> NDArray[np.flo
     return np.asarray(source.positions_mm[indices[:, 0]] + rows + columns)
 
 
-def _telling_position_mm(positions_mm: NDArray[np.float64], labels: NDArray[np.uint8]) -> float:
+def pixels_on_plane(view: PlaneView, box: Box, points_mm: NDArray[np.float64], pixels_per_mm: float) -> NDArray[np.float64]:
+    """Answers where points of shape (n, 3) are seen on a plane, in (column, row) from the upper left corner of the picture."""
+    across = points_mm[:, view.across] - box.lower_mm[view.across]
+    from_top = (
+        points_mm[:, view.down] - box.lower_mm[view.down] if view.down_sign > 0 else box.upper_mm[view.down] - points_mm[:, view.down]
+    )
+    return np.column_stack([across, from_top]) * pixels_per_mm
+
+
+def _telling_position_mm(positions_mm: NDArray[np.float64], structures: Sequence[NDArray[np.bool_]]) -> float:
     first = positions_mm.min()
     bins = ((positions_mm - first) / _BIN_MM).astype(np.int64)
     score = np.zeros(bins.max() + 1)
-    for label in np.unique(labels):
-        cut = ndimage.uniform_filter1d(np.bincount(bins[labels == label], minlength=len(score)).astype(float), 3)
+    for inside in structures:
+        cut = ndimage.uniform_filter1d(np.bincount(bins[inside], minlength=len(score)).astype(float), 3)
         score += cut / cut.max()
     best = np.flatnonzero(score >= score.max() * 0.999)
     return float(first + (best[len(best) // 2] + 0.5) * _BIN_MM)

@@ -4,16 +4,20 @@ One layer of its own, "AI", that a reader can switch off; its own series, so tha
 images are to be read. The window is that of the images, where they state one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 from highdicom.color import CIELabColor
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 from pydicom.valuerep import format_number_as_ds
 
-from node.domain.result import Result, SegmentResult
+from node.domain.modelcard import DetectionDefinition, LandmarkDefinition, SegmentDefinition
+from node.domain.result import Result
+from node.domain.volume import LabelMap
 from node.evidence.base import (
     NOT_VERIFIED,
     KeySlice,
@@ -22,20 +26,24 @@ from node.evidence.base import (
     by_series,
     images_used,
     key_slices,
-    label_map_of,
     reference_to_plane,
     tell_body_part,
 )
 from node.evidence.context import EvidenceContext
 from node.evidence.contours import rings_of
 from node.evidence.exact import exact_bytes
+from node.evidence.places import outline_of, pixel_of
 from node.evidence.sop_common import finished, long_string
 
 PRESENTATION_STATE: Final = Role("gsps", GrayscaleSoftcopyPresentationStateStorage, "PR", 5)
 LAYER: Final = "AI"
 _LAYER_COLOR: Final = (255, 190, 80)
 _LABEL: Final = 64
+_ARM: Final = 6.0
+"""Pixels from the middle of a cross to its ends."""
 Window = tuple[float, float]
+_Drawn = tuple[SegmentDefinition | DetectionDefinition | LandmarkDefinition, list[NDArray[np.float64]]]
+"""What is drawn on a slice, with its lines in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +60,14 @@ class _Shown:
 def encode_presentation_state(
     result: Result, sources: Sequence[Dataset], context: EvidenceContext, window: Window | None = None
 ) -> Dataset:
-    """Answers the outlines of every structure on the key slices.
+    """Answers the outlines of every structure, box and point on the key slices.
 
     `window` (center, width) is in the values after the modality LUT, and is used where an image states none.
 
     Raises
     ------
     EvidenceError
-        If nothing is outlined (make none then), or a source image is missing.
+        If nothing found has a place (make none then), or a source image is missing.
     """
     images = images_used(result, sources)
     slices = key_slices(result)
@@ -72,7 +80,7 @@ def encode_presentation_state(
     tell_body_part(made, images[0])
     references = [reference_to_plane(one.plane) for one in slices]
     made.ReferencedSeriesSequence = _referenced_series(images, slices)
-    made.DisplayedAreaSelectionSequence = [_displayed_area(images[0], references, result)]
+    made.DisplayedAreaSelectionSequence = _displayed_areas(by_uid, slices)
     made.GraphicAnnotationSequence = [_annotation(one, result) for one in slices]
     made.GraphicLayerSequence = [_layer()]
     _add_lookups(made, shown, references)
@@ -106,11 +114,18 @@ def _referenced_series(images: Sequence[Dataset], slices: Sequence[KeySlice]) ->
     return items
 
 
-def _displayed_area(image: Dataset, references: Sequence[Dataset], result: Result) -> Dataset:
-    """Answers that the whole image is shown, in its true shape (PS3.3 C.10.4)."""
-    grid = label_map_of(result).source
+def _displayed_areas(by_uid: Mapping[str, Dataset], slices: Sequence[KeySlice]) -> list[Dataset]:
+    """Answers for the slices of each grid that the whole image is shown, in its true shape (PS3.3 C.10.4)."""
+    of_grids: dict[int, list[KeySlice]] = {}
+    for one in slices:
+        of_grids.setdefault(id(one.place.grid), []).append(one)
+    return [_displayed_area(by_uid[some[0].plane.sop_instance_uid], some) for some in of_grids.values()]
+
+
+def _displayed_area(image: Dataset, slices: Sequence[KeySlice]) -> Dataset:
+    grid = slices[0].place.grid
     area = Dataset()
-    area.ReferencedImageSequence = list(references)
+    area.ReferencedImageSequence = [reference_to_plane(one.plane) for one in slices]
     area.DisplayedAreaTopLeftHandCorner = [1, 1]
     area.DisplayedAreaBottomRightHandCorner = [grid.columns, grid.rows]
     area.PresentationSizeMode = "SCALE TO FIT"
@@ -131,29 +146,53 @@ def _has_spacing(image: Dataset) -> bool:
 
 def _annotation(one: KeySlice, result: Result) -> Dataset:
     """Answers the outlines, names and the warning on one slice: all structures that it cuts, not those alone that are largest here."""
-    labels = label_map_of(result).labels[one.plane_index]
+    grid = one.place.grid
+    shape = (grid.rows, grid.columns)
     objects, texts = [], [_warning(result)]
-    for segment in result.segments:
-        rings = rings_of(labels == segment.definition.label_value)
-        for ring in rings:
-            graphic = Dataset()
-            graphic.GraphicAnnotationUnits = "PIXEL"
-            graphic.GraphicDimensions = 2
-            points = [*(ring + 0.5).tolist(), *(ring[:1] + 0.5).tolist()]  # a pixel begins at its corner (PS3.3 C.10.5.1.2)
-            graphic.NumberOfGraphicPoints = len(points)
-            graphic.GraphicData = [value for point in points for value in point]
-            graphic.GraphicType = "POLYLINE"
-            graphic.GraphicFilled = "N"
-            objects.append(graphic)
-        if rings:
-            longest = max(rings, key=len)
-            texts.append(_name(segment, (longest[:, 0].max() + 1.5, longest[:, 1].min() + 0.5), labels.shape))
+    drawn = [*_drawn_findings(one, shape)]
+    if result.label_map is not None and result.label_map.source is grid:
+        drawn = [*_drawn_segments(result, result.label_map, one.place.plane_index), *drawn]
+    for definition, rings in drawn:
+        objects += [_line(ring) for ring in rings]
+        longest = max(rings, key=len)
+        texts.append(_name(definition.label, (longest[:, 0].max() + 1.5, longest[:, 1].min() + 0.5), shape))
     annotation = Dataset()
     annotation.ReferencedImageSequence = [reference_to_plane(one.plane)]
     annotation.GraphicLayer = LAYER
     annotation.TextObjectSequence = texts
     annotation.GraphicObjectSequence = objects
     return annotation
+
+
+def _drawn_segments(result: Result, label_map: LabelMap, plane_index: int) -> Iterator[_Drawn]:
+    for segment in result.segments:
+        rings = rings_of(label_map.mask(segment.definition.label_value, plane_index))
+        if rings:
+            yield segment.definition, [np.concatenate([ring, ring[:1]]) for ring in rings]
+
+
+def _drawn_findings(one: KeySlice, shape: tuple[int, int]) -> Iterator[_Drawn]:
+    """Answers the cuts of boxes, and points as crosses."""
+    for detection in one.detections:
+        ring = outline_of(detection, one.place)
+        yield detection.definition, [np.concatenate([ring, ring[:1]])]
+    upper = np.array([shape[1] - 0.5, shape[0] - 0.5])
+    for landmark in one.landmarks:
+        middle = pixel_of(landmark, one.place)
+        arms = (np.array([[-_ARM, 0.0], [_ARM, 0.0]]), np.array([[0.0, -_ARM], [0.0, _ARM]]))
+        yield landmark.definition, [np.clip(middle + arm, -0.5, upper) for arm in arms]
+
+
+def _line(ring: NDArray[np.float64]) -> Dataset:
+    graphic = Dataset()
+    graphic.GraphicAnnotationUnits = "PIXEL"
+    graphic.GraphicDimensions = 2
+    points = (ring + 0.5).tolist()  # a pixel begins at its corner (PS3.3 C.10.5.1.2)
+    graphic.NumberOfGraphicPoints = len(points)
+    graphic.GraphicData = [value for point in points for value in point]
+    graphic.GraphicType = "POLYLINE"
+    graphic.GraphicFilled = "N"
+    return graphic
 
 
 def _warning(result: Result) -> Dataset:
@@ -166,11 +205,11 @@ def _warning(result: Result) -> Dataset:
     return text
 
 
-def _name(segment: SegmentResult, place: tuple[float, float], shape: tuple[int, ...]) -> Dataset:
-    """Answers the name of a structure beside its outline, within the image."""
+def _name(label: str, place: tuple[float, float], shape: tuple[int, int]) -> Dataset:
+    """Answers a name beside its outline, within the image."""
     text = Dataset()
     text.AnchorPointAnnotationUnits = "PIXEL"
-    text.UnformattedTextValue = segment.definition.label[:_LABEL]
+    text.UnformattedTextValue = label[:_LABEL]
     text.AnchorPoint = [float(min(place[0], shape[1])), float(max(place[1], 0.0))]
     text.AnchorPointVisibility = "N"
     return text

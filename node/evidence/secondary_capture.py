@@ -5,11 +5,11 @@ Capture (of 2001) is refused by old archives and played as a film by others. So 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
@@ -17,7 +17,7 @@ from node.domain.result import Result
 from node.domain.volume import LabelMap, Volume
 from node.evidence.base import NOT_VERIFIED, Role, begin, images_used, moment_text, source_references, tell_body_part, tell_losses
 from node.evidence.context import EvidenceContext
-from node.evidence.key_image import draw_flat_image, draw_key_image
+from node.evidence.key_image import FlatImage, draw_flat_images, draw_key_image, is_flat
 from node.evidence.sop_common import finished
 
 SECONDARY_CAPTURE: Final = Role("sc", SecondaryCaptureImageStorage, "OT", 3)
@@ -25,12 +25,12 @@ _OPPOSITE: Final = {"L": "R", "R": "L", "A": "P", "P": "A", "H": "F", "F": "H"}
 
 
 def encode_secondary_capture(
-    result: Result, sources: Sequence[Dataset], shown: Volume | NDArray[np.float32], context: EvidenceContext
+    result: Result, sources: Sequence[Dataset], shown: Volume | Sequence[Volume] | NDArray[np.float32], context: EvidenceContext
 ) -> Dataset:
     """Answers the picture of a result on the images that were analysed, the planes through its largest structure.
 
-    `shown` is the analysed volume, or the pixels (rows, columns) of a single image; `sources` are the headers, in any order. The pixels depend on the fonts of the machine, where a
-    text has letters beyond ASCII.
+    `shown` is the analysed volume, single images as volumes of one slice, or the stored values (rows, columns) of a single image;
+    `sources` are the headers, in any order. The pixels depend on the fonts of the machine, where a text has letters beyond ASCII.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def encode_secondary_capture(
     made = begin(SECONDARY_CAPTURE, images[0], result, context)
     made.ConversionType = "WSD"
     made.ImageType = ["DERIVED", "SECONDARY"]
-    made.DerivationDescription = f"{NOT_VERIFIED}: outlines of {result.card.name} {result.card.version} on three planes"
+    made.DerivationDescription = f"{NOT_VERIFIED}: what {result.card.name} {result.card.version} found"
     made.BurnedInAnnotation = "YES"
     made.PatientOrientation = None
     made.SourceImageSequence = source_references(images)
@@ -49,13 +49,26 @@ def encode_secondary_capture(
     tell_losses(made, images)
     capture = finished(made, images[0], result, context)
     capture.DateOfSecondaryCapture, capture.TimeOfSecondaryCapture = capture.ContentDate, capture.ContentTime
-    if isinstance(shown, Volume):
-        picture = draw_key_image(shown, result, _largest_structure(result), made_at=moment_text(capture))
-    else:
-        inverted = str(images[0].get("PhotometricInterpretation") or "") == "MONOCHROME1"
-        picture = draw_flat_image(shown, result, _edges(images[0]), made_at=moment_text(capture), inverted=inverted)
+    picture = _picture(result, images, shown, moment_text(capture))
     _set_pixels(capture, np.asarray(picture.convert("RGB"), dtype=np.uint8))
     return capture
+
+
+def _picture(
+    result: Result, images: Sequence[Dataset], shown: Volume | Sequence[Volume] | NDArray[np.float32], made_at: str
+) -> Image.Image:
+    if isinstance(shown, np.ndarray):
+        inverted = str(images[0].get("PhotometricInterpretation") or "") == "MONOCHROME1"
+        return draw_flat_images([FlatImage(shown, letters=_edges(images[0]), inverted=inverted)], result, made_at)
+    volumes = [shown] if isinstance(shown, Volume) else list(shown)
+    if not is_flat(volumes):
+        return draw_key_image(volumes[0], result, _largest_structure(result), made_at)
+    edges = {str(image.SOPInstanceUID): _edges(image) for image in images}
+    planes = [volume.source.planes[0] for volume in volumes]
+    flat = [
+        FlatImage(volume.voxels[0], plane, edges.get(plane.sop_instance_uid, ())) for volume, plane in zip(volumes, planes, strict=True)
+    ]
+    return draw_flat_images(flat, result, made_at)
 
 
 def _largest_structure(result: Result) -> LabelMap | None:
@@ -64,8 +77,8 @@ def _largest_structure(result: Result) -> LabelMap | None:
     if result.label_map is None or not found:
         return None
     largest = max(found, key=lambda segment: segment.voxels)
-    labels = np.where(result.label_map.labels == largest.definition.label_value, result.label_map.labels, np.uint8(0))
-    return replace(result.label_map, labels=labels)
+    label = np.uint8(largest.definition.label_value)
+    return LabelMap(np.where(result.label_map.mask(int(label)), label, np.uint8(0)), result.label_map.source)
 
 
 def _edges(image: Dataset) -> tuple[str, ...]:

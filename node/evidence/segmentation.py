@@ -21,11 +21,21 @@ from pydicom.valuerep import DSfloat, format_number_as_ds
 
 from node.domain.modelcard import SegmentDefinition
 from node.domain.result import Result
-from node.domain.volume import SourceGrid
+from node.domain.volume import LabelMap, SourceGrid
 from node.errors import EvidenceError
 from node.evidence.context import EvidenceContext
-from node.evidence.frames import LABELS, PER_FRAME_FUNCTIONAL_GROUPS, Frame, frames_of, functional_groups, labels_of_planes, pack_frames
+from node.evidence.frames import (
+    LABELS,
+    PER_FRAME_FUNCTIONAL_GROUPS,
+    Frame,
+    frames_of,
+    functional_groups,
+    labels_of_planes,
+    overlaps,
+    pack_frames,
+)
 from node.evidence.header import is_lossy, normalise_source
+from node.evidence.projection import STAND_IN, leave_out_place
 from node.evidence.sop_common import (
     algorithm_parameters,
     code_item,
@@ -41,14 +51,18 @@ CONTENT_LABEL: Final = "AI_SEGMENTATION"
 _EVEN: Final = 0.01
 """Planes are evenly spaced when no step differs from the others by more than this part of it."""
 
+SERIES_OFFSETS: Final = {"seg": 1, "labelmap": 9}
+"""Role → where its series sorts behind the source."""
+
 _SMALL: Final = 16
 """Rows and columns of the plane of which the header is made: a pixel for each of 255 segments."""
 
 
-def encode_segmentation(result: Result, sources: Sequence[Dataset], context: EvidenceContext) -> Dataset:
+def encode_segmentation(result: Result, sources: Sequence[Dataset], context: EvidenceContext, role: str = "seg") -> Dataset:
     """Answers the BINARY Segmentation of a result, on the grid of its source.
 
-    `sources` are the headers of the images of `result.label_map.source.planes`, in any order; others are passed over.
+    `sources` are the headers of the images of `result.label_map.source.planes`, in any order; others are passed over. One that
+    stands in the place of a label map has another `role`, from which its UIDs derive.
 
     Raises
     ------
@@ -60,19 +74,22 @@ def encode_segmentation(result: Result, sources: Sequence[Dataset], context: Evi
     grid = result.label_map.source
     images = images_of_planes(sources, grid)
     segments = segments_of(result)
-    labels = result.label_map.labels
-    found = labels_of_planes(labels)
+    found = labels_of_planes(result.label_map)
     _require_named(found, segments)
     frames = frames_of(found, [segment.label_value for segment in segments])
-    made = _header(images, grid, len(segments), result, context)
+    kind = _Kind(SegmentationTypeValues.BINARY, role, "SEG", SERIES_OFFSETS[role])
+    made = _header(kind, images, grid, result, context)
+    made.SegmentsOverlap = "YES" if overlaps(result.label_map) else "NO"
     made.NumberOfFrames = len(frames)
     made.Rows, made.Columns = grid.rows, grid.columns
     _cite(made, images)
     made[PER_FRAME_FUNCTIONAL_GROUPS] = functional_groups(frames, grid, _derivations(made, grid))
-    made.PixelData = pack_frames(labels, frames)
+    made.PixelData = pack_frames(result.label_map, frames)
     made["PixelData"].VR = "OB"
     _space_planes(made, frames, grid)
-    _name_dimensions(made, context, "seg")
+    _name_dimensions(made, context, role)
+    if not grid.frame_of_reference_uid:
+        leave_out_place(made, images[0])
     _tell_losses(made, images)
     _tell_body_part(made, images[0])
     made.ContentCreatorName = None  # type 2, and no person made it
@@ -82,30 +99,41 @@ def encode_segmentation(result: Result, sources: Sequence[Dataset], context: Evi
 def encode_label_map(result: Result, sources: Sequence[Dataset], context: EvidenceContext) -> Dataset:
     """Answers the LABELMAP Segmentation of a result (PS3.3 A.51, Sup 243): a pixel holds a Segment Number, 0 is the background.
 
-    Segments, colours and Tracking UIDs are those of `encode_segmentation`; it raises the same.
+    Segments, colours and Tracking UIDs are those of `encode_segmentation`; it raises the same, and where structures overlap.
     """
     if result.label_map is None:
         raise EvidenceError("a result without a label map has no segmentation")
-    grid, labels = result.label_map.source, result.label_map.labels
+    if overlaps(result.label_map):
+        raise EvidenceError("structures overlap: a pixel of a label map belongs to one of them alone")
+    grid = result.label_map.source
     images = images_of_planes(sources, grid)
     segments = segments_of(result)
-    _require_named(labels_of_planes(labels), segments)
-    number_of_label = np.zeros(LABELS, dtype=np.uint8)
-    number_of_label[[segment.label_value for segment in segments]] = range(1, len(segments) + 1)
-    kind = _Kind(SegmentationTypeValues.LABELMAP, "labelmap", "LABELMAP", 9)
-    made = _by_highdicom(
-        kind, _stand_ins(images, grid, _slice_thickness_mm(images[0], grid)), number_of_label[labels], result, context, images[0]
-    )
+    _require_named(labels_of_planes(result.label_map), segments)
+    numbers = _segment_numbers(result.label_map, segments)
+    kind = _Kind(SegmentationTypeValues.LABELMAP, "labelmap", "LABELMAP", SERIES_OFFSETS["labelmap"])
+    made = _by_highdicom(kind, _stand_ins(images, grid, _slice_thickness_mm(images[0], grid)), numbers, result, context, images[0])
     background, *described = made.SegmentSequence
     made.SegmentSequence = [*described, background]  # last: OHIF takes names and colours by place, not by number
     made["PixelPaddingValue"].VR = "US"  # highdicom leaves it open
+    size = int(made.NumberOfFrames) * grid.rows * grid.columns
+    made.PixelData = made.PixelData[:size] + b"\0" * (size % 2)  # it pads with the character 0
     made["PixelData"].VR = "OB"
     _number_frames(made, grid)
     _name_dimensions(made, context, "labelmap")
+    if not grid.frame_of_reference_uid:
+        leave_out_place(made, images[0])
     _tell_losses(made, images)
     _tell_body_part(made, images[0])
     made.ContentCreatorName = None  # type 2, and no person made it
     return finished(made, images[0], result, context)
+
+
+def _segment_numbers(label_map: LabelMap, segments: Sequence[SegmentDefinition]) -> NDArray[np.uint8]:
+    """Answers the Segment Number of each pixel; no two structures share one."""
+    number_of_value = np.zeros(LABELS, dtype=np.uint8)
+    for number, segment in enumerate(segments, 1):
+        number_of_value[label_map.values_of(segment.label_value)] = number
+    return number_of_value[label_map.labels]
 
 
 def _number_frames(made: Dataset, grid: SourceGrid) -> None:
@@ -118,12 +146,12 @@ def _number_frames(made: Dataset, grid: SourceGrid) -> None:
         image.ReferencedFrameNumber = numbers[int(image.ReferencedFrameNumber) - 1]
 
 
-def _header(images: Sequence[Dataset], grid: SourceGrid, segments: int, result: Result, context: EvidenceContext) -> Dataset:
+def _header(kind: "_Kind", images: Sequence[Dataset], grid: SourceGrid, result: Result, context: EvidenceContext) -> Dataset:
     """Answers everything but the frames: the Segmentation of one small plane that holds a pixel of each segment."""
     plane = replace(grid, planes=grid.planes[:1], rows=_SMALL, columns=_SMALL)
     pixels = np.zeros((1, _SMALL, _SMALL), dtype=np.uint8)
+    segments = len(segments_of(result))
     pixels.reshape(-1)[:segments] = np.arange(1, segments + 1)
-    kind = _Kind(SegmentationTypeValues.BINARY, "seg", "SEG", 1)
     return _by_highdicom(kind, _stand_ins(images[:1], plane, _slice_thickness_mm(images[0], grid)), pixels, result, context, images[0])
 
 
@@ -266,7 +294,7 @@ def _stand_ins(images: Sequence[Dataset], grid: SourceGrid, thickness: DSfloat) 
         stand_ins[0].update(_functional_groups(grid, thickness))
     for stand_in in stand_ins:
         stand_in.Rows, stand_in.Columns = grid.rows, grid.columns
-        stand_in.FrameOfReferenceUID = grid.frame_of_reference_uid
+        stand_in.FrameOfReferenceUID = grid.frame_of_reference_uid or STAND_IN
         stand_in.PositionReferenceIndicator = images[0].get("PositionReferenceIndicator")
     return stand_ins
 
@@ -303,7 +331,7 @@ def _slice_thickness_mm(image: Dataset, grid: SourceGrid) -> DSfloat:
         stated = float(holder.get("SliceThickness") or 0)
     except (TypeError, ValueError):
         stated = 0.0
-    usual = float(np.median(grid.slab_thicknesses_mm()))
+    usual = float(np.median(grid.slab_thicknesses_mm())) if len(grid.planes) > 1 else grid.row_spacing_mm
     return _decimal_strings([stated if stated > 0 else usual])[0]
 
 

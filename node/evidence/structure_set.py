@@ -16,6 +16,7 @@ from pydicom.uid import RTStructureSetStorage
 
 from node.domain.result import Result, SegmentResult
 from node.domain.volume import LabelMap
+from node.errors import EvidenceError
 from node.evidence.base import NOT_VERIFIED, Role, begin, by_series, images_used, label_map_of, reference, reference_to_plane
 from node.evidence.context import EvidenceContext
 from node.evidence.contours import Polygon, outlines
@@ -37,10 +38,12 @@ def encode_structure_set(result: Result, sources: Sequence[Dataset], context: Ev
     Raises
     ------
     EvidenceError
-        If nothing is outlined (make none then), or a source image is missing.
+        If nothing is outlined (make none then), a source image is missing, or the images lie nowhere in the patient.
     """
     label_map = label_map_of(result)
     images = images_used(result, sources)
+    if not label_map.source.frame_of_reference_uid:
+        raise EvidenceError("contours need a frame of reference, and the images have none")
     found = [segment for segment in result.segments if segment.present]
     made = begin(STRUCTURE_SET, images[0], result, context)
     made.OperatorsName = None
@@ -105,7 +108,7 @@ def _contours(number: int, segment: SegmentResult, label_map: LabelMap) -> Datas
     item.ReferencedROINumber = number
     contours: list[Dataset] = []
     for index, plane in enumerate(label_map.source.planes):
-        polygons = outlines(label_map.labels[index] == segment.definition.label_value)
+        polygons = outlines(label_map.mask(segment.definition.label_value, index))
         for points_mm in (_in_patient(polygon, label_map.source.patient_from_pixel(index)) for polygon in polygons):
             contour = new_item(None)
             contour.ContourImageSequence = [reference_to_plane(plane)]

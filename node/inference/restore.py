@@ -1,168 +1,371 @@
-"""From the network's grid back to the source grid: scores sampled where the scanner's pixels lie, then the winner taken.
+"""From the network's grid back to the source grid: labels by the nearest voxel, scores linearly, block by block as they get ready.
 
-Sampling scores and not labels keeps outlines smooth; sampling at the planes themselves makes tilted and unevenly spaced stacks
-no special case. Each class is sampled only inside the box where it wins, plane by plane, so the memory is that of one plane.
+What is answered are the pixels of the scanner's own planes, so that a tilted or unevenly spaced stack is no special case. Where the
+axes of the planes run along those of the network's grid, which they do but for an oblique stack brought to a diagonal affine, a class
+is interpolated along one axis after the other; and only a class that can win somewhere in a block is interpolated there at all.
 """
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from node.domain.volume import Scores, SourceGrid
+from node.domain.volume import SourceGrid
 from node.inference.parallel import map_on_all_cores
+from node.inference.preprocess import Prepared
+from node.inference.resample import Taps, parallel_axes, taps_of
+from node.inference.sliding_window import Block, Ranges, blocks_of
 
-MARGIN_INDICES: Final = 2
-"""The box of a class is widened by this many indices of the network's grid: linear sampling reaches one, rounding another."""
+_LEAN: Final = 1e-4
+"""How far, in voxels over the whole image, axes may lean to each other and still count as parallel."""
 
-PROBABILITY_THRESHOLD: Final = 0.5
+_SNAP: Final = 1e-6
+"""A coordinate this near to a voxel is that voxel; beyond half a voxel outside the grid by less than this is inside."""
 
-Box = tuple[tuple[float, float], ...]
-"""(lowest, highest) index along each of the three axes."""
-
-
-def restore_labels(scores: Scores, source: SourceGrid) -> NDArray[np.uint8]:
-    """Answers the label of every source pixel, uint8, shape `source.shape`; 0 where the network's grid does not reach.
-
-    A class can win between two points of the network's grid where it wins at neither; such pixels outside the class's box
-    are not looked at. Peak memory: the labels, and one running maximum for each plane at work (one a core).
-    """
-    values = torch.from_numpy(np.ascontiguousarray(scores.values))
-    if scores.is_probability:
-        background = torch.full_like(values, PROBABILITY_THRESHOLD)
-        values = torch.cat([background, values])
-    boxes = _winning_boxes(values)
-    labels = np.zeros(source.shape, dtype=np.uint8)
-    if not boxes:
-        return labels
-    index_from_patient = np.linalg.inv(scores.patient_from_index)
-    corners_mm = {label: _corners_mm(box, scores.patient_from_index) for label, box in boxes.items()}
-    union = [min(low) for low in zip(*([axis[0] for axis in box] for box in boxes.values()), strict=True)]
-    union_high = [max(high) for high in zip(*([axis[1] for axis in box] for box in boxes.values()), strict=True)]
-    everything_mm = _corners_mm(tuple(zip(union, union_high, strict=True)), scores.patient_from_index)
-
-    def label_plane(plane_index: int) -> None:
-        window = _window(everything_mm, source, plane_index)
-        if window is None:
-            return
-        index_from_pixel = index_from_patient[:3] @ source.patient_from_pixel(plane_index)
-        sampler = _PlaneSampler(values, index_from_pixel, window)
-        best = sampler.sample(0, window)
-        label_here = torch.zeros(best.shape, dtype=torch.uint8)
-        for label in boxes:
-            inner = _window(corners_mm[label], source, plane_index)
-            if inner is not None:
-                sampler.contest(label, inner, best, label_here)
-        (r0, r1), (c0, c1) = window
-        labels[plane_index, r0:r1, c0:c1] = label_here.numpy()
-
-    map_on_all_cores(label_plane, range(len(source.planes)))
-    return labels
+Axes = tuple[int, int, int]
 
 
-def restore_probability(scores: Scores, source: SourceGrid) -> NDArray[np.float32]:
-    """Answers the probability of the one class of `scores` at every source pixel, 0 where the network's grid does not reach."""
-    values = torch.from_numpy(np.ascontiguousarray(scores.values))
-    index_from_patient = np.linalg.inv(scores.patient_from_index)
-    probabilities = np.zeros(source.shape, dtype=np.float32)
-    whole = ((0, source.rows), (0, source.columns))
+@dataclass(frozen=True, slots=True, eq=False)
+class Line:
+    """Where pixels along one axis of the source lie along one axis of the network's grid."""
 
-    def fill(plane_index: int) -> None:
-        sampler = _PlaneSampler(values, index_from_patient[:3] @ source.patient_from_pixel(plane_index), whole)
-        probabilities[plane_index] = (sampler.sample(0, whole).clamp(0, 1) * sampler.inside).numpy()
-
-    map_on_all_cores(fill, range(len(source.planes)))
-    return probabilities
-
-
-Window = tuple[tuple[int, int], tuple[int, int]]
-"""Half-open ranges of rows and columns."""
-
-
-class _PlaneSampler:
-    """Samples score channels at the pixels of one source plane."""
-
-    def __init__(self, values: torch.Tensor, index_from_pixel: NDArray[np.float64], window: Window) -> None:
-        self._values = values
-        self._window = window
-        (r0, r1), (c0, c1) = window
-        rows = torch.arange(r0, r1, dtype=torch.float64)[:, None]
-        columns = torch.arange(c0, c1, dtype=torch.float64)[None, :]
-        matrix = torch.from_numpy(index_from_pixel)
-        index = [matrix[axis, 0] * rows + matrix[axis, 1] * columns + matrix[axis, 2] for axis in range(3)]
-        sizes = values.shape[1:]
-        self._inside = torch.ones(index[0].shape, dtype=torch.bool)
-        for place, size in zip(index, sizes, strict=True):
-            self._inside &= (place >= -0.5) & (place <= size - 0.5)
-        # grid_sample wants -1..1 and the last axis first (align_corners: -1 and 1 are the centres of the end voxels)
-        scaled = [2 * place / max(size - 1, 1) - 1 for place, size in zip(index, sizes, strict=True)]
-        self._grid = torch.stack(scaled[::-1], dim=-1).float()
+    coordinate: NDArray[np.float64]
+    size: int
+    """Of the network's grid."""
+    exact_nearest: NDArray[np.intp] | None = None
+    """The nearest voxels where it is known how MONAI rounds halves on its way back."""
 
     @property
-    def inside(self) -> torch.Tensor:
-        """Which pixels of the window the network's grid reaches."""
-        return self._inside
+    def nearest(self) -> NDArray[np.intp]:
+        """Answers the voxel nearest to each pixel, the end voxels for what lies beyond."""
+        return np.rint(self.place).astype(np.intp) if self.exact_nearest is None else self.exact_nearest
 
-    def sample(self, label: int, window: Window) -> torch.Tensor:
-        """Answers the scores of one class at the pixels of `window`, shape (rows, columns)."""
-        grid = self._cut(self._grid, window)
-        sampled = torch.nn.functional.grid_sample(
-            self._values[None, label : label + 1].float(), grid[None, None], mode="bilinear", padding_mode="border", align_corners=True
-        )
-        return sampled[0, 0, 0]
+    @property
+    def place(self) -> NDArray[np.float64]:
+        """Answers the coordinate, moved to the end voxels where it lies beyond them."""
+        return np.clip(self.coordinate, 0, self.size - 1)
 
-    def contest(self, label: int, window: Window, best: torch.Tensor, label_here: torch.Tensor) -> None:
-        """Lets one class win where its score is above the best so far; `best` and `label_here` change in place."""
-        challenger = self.sample(label, window)
-        best_here = self._cut(best, window)
-        wins = (challenger > best_here) & self._cut(self._inside, window)
-        best_here[wins] = challenger[wins]
-        self._cut(label_here, window)[wins] = label
+    @property
+    def inside(self) -> NDArray[np.bool_]:
+        """Answers which pixels the network's grid reaches."""
+        return _inside(self.coordinate, self.size)
 
-    def _cut(self, array: torch.Tensor, window: Window) -> torch.Tensor:
-        (row, _), (column, _) = self._window
-        (r0, r1), (c0, c1) = window
-        return array[r0 - row : r1 - row, c0 - column : c1 - column]
+    def answered_by(self, owned: tuple[int, int]) -> slice:
+        """Answers the pixels whose last neighbour along this axis is one of the voxels `owned`."""
+        found = np.flatnonzero(self.inside & _answered(self.place, owned))
+        return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
 
-def _winning_boxes(values: torch.Tensor) -> dict[int, Box]:
-    """Answers, for each class but background that wins anywhere, the widened box of indices where it does."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """Planes whose rows and columns lie on the same lines of the network's grid."""
+
+    first_plane: int
+    lines: tuple[Line, Line, Line]
+    """Of planes, rows and columns."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Patch:
+    """Pixels of the source that one block answers for."""
+
+    where: tuple[slice, slice, slice]
+    sample: Callable[[torch.Tensor], torch.Tensor]
+    """Answers the pixels (planes, rows, columns), float32, of one channel (i, j, k) of the block."""
+    is_mine: NDArray[np.bool_] | None = None
+    """Which of them they are; None: all."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Answers how many planes, rows and columns."""
+        return tuple(part.stop - part.start for part in self.where)
+
+    def put(self, image: NDArray[np.generic], values: NDArray[np.generic]) -> None:
+        """Writes the pixels into an image of the source."""
+        if self.is_mine is None:
+            image[self.where] = values
+        else:
+            image[self.where][self.is_mine] = values[self.is_mine]
+
+
+class WayBack:
+    """Where the pixels of the source lie on the network's grid."""
+
+    def __init__(self, prepared: Prepared, source: SourceGrid) -> None:
+        """Labels come back exactly as MONAI's inverse brings them, where the source is evenly spaced."""
+        self.source = source
+        self._size = tuple(prepared.image.shape[1:])
+        self._padding = prepared.resampled.padding if prepared.resampled else "border"
+        inverse = np.linalg.inv(prepared.patient_from_index)[:3]
+        self._index_from_pixel = np.stack([inverse @ source.patient_from_pixel(plane) for plane in range(len(source.planes))])
+        self._corner_from_index = prepared.patient_from_index
+        self._axes = _axes_of(self._index_from_pixel[0], source)
+        self._groups = tuple(_exact(group, self._axes, prepared) for group in self._grouped()) if self._axes else ()
+
+    def patches(self, block: Block) -> Iterator[Patch]:
+        """Yields the pixels that lie between the voxels of a block and those one below."""
+        if self._axes is None:
+            yield from self._oblique_patches(block)
+            return
+        order = (self._axes[0], self._axes[1], self._axes[2])
+        for group in self._groups:
+            found = [line.answered_by(block.owned[axis]) for line, axis in zip(group.lines, order, strict=True)]
+            if all(part.start < part.stop for part in found):
+                taps = tuple(
+                    _taps(line, part, block.whole[axis], self._padding) for line, part, axis in zip(group.lines, found, order, strict=True)
+                )
+                planes, rows, columns = found
+                first = group.first_plane
+                yield Patch((slice(first + planes.start, first + planes.stop), rows, columns), _Separable(order, taps))
+
+    def bring_labels(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Answers labels of the network's grid at the pixels of the source: that of the nearest voxel, 0 beyond the grid."""
+        result = np.zeros(self.source.shape, dtype=np.uint8)
+        if self._axes is None:
+            map_on_all_cores(lambda plane: self._bring_oblique(labels, plane, result[plane]), range(len(self.source.planes)))
+            return result
+        turned = labels.transpose(self._axes)
+
+        def one(group: _Group) -> None:
+            inside = [np.flatnonzero(line.inside) for line in group.lines]
+            nearest = [line.nearest[found] for line, found in zip(group.lines, inside, strict=True)]
+            for plane, index in zip(inside[0], nearest[0], strict=True):
+                taken = turned[index].take(nearest[1], axis=0).take(nearest[2], axis=1)
+                rows, columns = (slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0) for found in inside[1:])
+                result[group.first_plane + plane, rows, columns] = taken
+
+        map_on_all_cores(one, [part for group in self._groups for part in _split(group)])
+        return result
+
+    def _grouped(self) -> Iterator[_Group]:
+        assert self._axes is not None  # noqa: S101 - the caller has asked
+        matrices, (planes, rows, columns) = self._index_from_pixel, self._axes
+        offsets = matrices[:, :, 2]
+        drift = np.abs(offsets[:, [rows, columns]] - offsets[0, [rows, columns]]).max()
+        extents = (self.source.rows, self.source.columns)
+        together = range(0, len(matrices), len(matrices) if drift < _LEAN else 1)
+        for first in together:
+            along = [
+                matrices[first, axis, step] * np.arange(extent) + offsets[first, axis]
+                for axis, step, extent in zip((rows, columns), (0, 1), extents, strict=True)
+            ]
+            depth = offsets[first : first + (together.step), planes]
+            lines = (Line(_snapped(place), self._size[axis]) for place, axis in zip((depth, *along), self._axes, strict=True))
+            yield _Group(first, tuple(lines))  # type: ignore[arg-type]
+
+    def _indices(self, plane: int, rows: slice, columns: slice) -> list[NDArray[np.float64]]:
+        matrix = self._index_from_pixel[plane]
+        row, column = np.arange(rows.start, rows.stop)[:, None], np.arange(columns.start, columns.stop)[None]
+        return [matrix[axis, 0] * row + matrix[axis, 1] * column + matrix[axis, 2] for axis in range(3)]
+
+    def _oblique_patches(self, block: Block) -> Iterator[Patch]:
+        low = np.array([first - 1.5 for first, _ in block.owned])
+        high = np.array([last + 0.5 for _, last in block.owned])
+        for plane in range(len(self.source.planes)):
+            window = self._window(plane, low, high)
+            if window is None:
+                continue
+            index = self._indices(plane, *window)
+            mine = np.ones(index[0].shape, dtype=np.bool_)
+            for axis, place in enumerate(index):
+                mine &= _inside(place, self._size[axis]) & _answered(np.clip(place, 0, self._size[axis] - 1), block.owned[axis])
+            if mine.any():
+                yield Patch((slice(plane, plane + 1), *window), _Oblique(index, block.whole, self._size, self._padding), mine[None])
+
+    def _bring_oblique(self, labels: NDArray[np.uint8], plane: int, result: NDArray[np.uint8]) -> None:
+        index = self._indices(plane, slice(0, self.source.rows), slice(0, self.source.columns))
+        inside = np.ones(result.shape, dtype=np.bool_)
+        for place, size in zip(index, self._size, strict=True):
+            inside &= _inside(place, size)
+        i, j, k = (np.rint(np.clip(place[inside], 0, size - 1)).astype(np.intp) for place, size in zip(index, self._size, strict=True))
+        result[inside] = labels[i, j, k]
+
+    def _window(self, plane: int, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[slice, slice] | None:
+        """Answers the rows and columns of a plane that a box of indices may cover, None where it does not reach the plane."""
+        corners = np.array([(i, j, k, 1.0) for i in (low[0], high[0]) for j in (low[1], high[1]) for k in (low[2], high[2])])
+        source = self.source
+        offsets = (corners @ self._corner_from_index.T)[:, :3] - np.asarray(source.planes[plane].image_position_patient)
+        along = offsets @ source.normal
+        if along.min() > 0 or along.max() < 0:
+            return None
+        rows = offsets @ source.column_cosine / source.row_spacing_mm
+        columns = offsets @ source.row_cosine / source.column_spacing_mm
+        r0, r1 = max(0, int(np.floor(rows.min()))), min(source.rows, int(np.ceil(rows.max())) + 1)
+        c0, c1 = max(0, int(np.floor(columns.min()))), min(source.columns, int(np.ceil(columns.max())) + 1)
+        return (slice(r0, r1), slice(c0, c1)) if r0 < r1 and c0 < c1 else None
+
+
+def bring_probability(way: WayBack, scores: torch.Tensor, finish: Callable[[torch.Tensor], torch.Tensor]) -> NDArray[np.float32]:
+    """Answers one channel (1, i, j, k) at the pixels of the source, after `finish`, 0 where the network's grid does not reach."""
+    result = np.zeros(way.source.shape, dtype=np.float32)
+
+    def one(block: Block) -> None:
+        for patch in way.patches(block):
+            patch.put(result, finish(patch.sample(block.values[0])).clamp(0, 1).numpy())
+
+    map_on_all_cores(one, blocks_of(scores, skirt=1))
+    return result
+
+
+def winners(values: torch.Tensor) -> torch.Tensor:
+    """Answers the channel with the highest value at each voxel of (channels, i, j, k), the first of equals, uint8.
+
+    One class after the other: several times as fast as argmax over the channels, which are far apart in memory.
+    """
     best = values[0].clone()
     winner = torch.zeros(best.shape, dtype=torch.uint8)
-    for label in range(1, values.shape[0]):
-        wins = values[label] > best
-        winner[wins] = label
-        torch.maximum(best, values[label], out=best)
-    boxes: dict[int, Box] = {}
-    for label in torch.unique(winner).tolist():
-        if label == 0:
-            continue
-        where = winner == label
-        axes = []
-        for axis in range(3):
-            others = tuple(other for other in range(3) if other != axis)
-            found = torch.nonzero(where.any(dim=others[1]).any(dim=others[0]))[:, 0]
-            axes.append((float(found[0]) - MARGIN_INDICES, float(found[-1]) + MARGIN_INDICES))
-        boxes[label] = tuple(axes)
-    return boxes
+    for channel in range(1, len(values)):
+        winner.masked_fill_(values[channel] > best, channel)
+        torch.maximum(best, values[channel], out=best)
+    return winner
 
 
-def _corners_mm(box: Box, patient_from_index: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Answers the eight corners of a box in the patient, shape (8, 3)."""
-    corners = np.array([(i, j, k, 1.0) for i in box[0] for j in box[1] for k in box[2]])
-    return np.asarray((corners @ patient_from_index.T)[:, :3], dtype=np.float64)
+def contest(values: torch.Tensor, patch: Patch, candidates: list[int]) -> torch.Tensor:
+    """Answers which of the candidates has the highest interpolated value at each pixel, the first of equals, uint8."""
+    winner = torch.full(patch.shape, candidates[0], dtype=torch.uint8)
+    if len(candidates) == 1:
+        return winner
+    best = patch.sample(values[candidates[0]])
+    for channel in candidates[1:]:
+        challenger = patch.sample(values[channel])
+        winner.masked_fill_(challenger > best, channel)
+        best = torch.maximum(best, challenger)
+    return winner
 
 
-def _window(corners_mm: NDArray[np.float64], source: SourceGrid, plane_index: int) -> Window | None:
-    """Answers the rows and columns of a plane that a box may cover, None where it does not reach the plane."""
-    origin = np.asarray(source.planes[plane_index].image_position_patient)
-    offsets = corners_mm - origin
-    along = offsets @ source.normal
-    if along.min() > 0 or along.max() < 0:
+def can_win(values: torch.Tensor) -> list[int]:
+    """Answers the channels that can have the highest value somewhere between the voxels of (channels, i, j, k).
+
+    Between voxels of k different winners one of them has at least the k-th part of what the winners have on the average, counted from
+    the lowest class of each voxel: a class that stays below that part of the winner everywhere wins nowhere. At most eight voxels are
+    interpolated between. One winner alone wins everywhere.
+    """
+    if len(values) <= 2:
+        return list(range(len(values)))
+    low, high = values.amin(dim=0), values.amax(dim=0)
+    span = high.sub_(low)
+    are_equal = bool((span == 0).any())
+    span.clamp_min_(1e-30)
+    share = torch.stack([((channel - low) / span).max() for channel in values])
+    won = int((share >= 1 - 1e-5).sum())
+    candidates: list[int] = torch.nonzero(share >= (1 - 1e-5) / min(max(won, 1), 8))[:, 0].tolist()
+    return [0, *candidates] if are_equal and 0 not in candidates else candidates  # the first of equals
+
+
+class _Separable:
+    """Interpolation along planes, rows and columns one after the other."""
+
+    def __init__(self, order: Axes, taps: tuple[Taps, ...]) -> None:
+        self._order = order
+        self._taps = taps
+        self._columns = _matrix(taps[2]) if taps[2].shift is None else None
+
+    def __call__(self, channel: torch.Tensor) -> torch.Tensor:
+        values = channel.permute(self._order)
+        planes, rows, columns = self._taps
+        values = _mixed(values, 2, columns) if self._columns is None else values[..., : len(self._columns)] @ self._columns
+        return _mixed(_mixed(values, 1, rows), 0, planes)
+
+
+def _matrix(taps: Taps) -> torch.Tensor:
+    """Answers the interpolation as a matrix (inputs, outputs). Voxels side by side in memory are mixed faster so than picked singly."""
+    matrix = torch.zeros(int(max(taps.first.max(), taps.second.max())) + 1, len(taps.first))
+    outputs = torch.arange(len(taps.first))
+    matrix[torch.from_numpy(taps.first), outputs] += torch.from_numpy(taps.first_weight).float()
+    matrix[torch.from_numpy(taps.second), outputs] += torch.from_numpy(taps.second_weight).float()
+    return matrix
+
+
+def _mixed(values: torch.Tensor, axis: int, taps: Taps) -> torch.Tensor:
+    if taps.shift is not None:
+        return values.narrow(axis, taps.shift, len(taps.first))
+    shape = [-1 if axis == other else 1 for other in range(3)]
+    first_weight, second_weight = (torch.from_numpy(weight).float().view(shape) for weight in (taps.first_weight, taps.second_weight))
+    mixed = values.index_select(axis, torch.from_numpy(taps.first)).mul_(first_weight)
+    return mixed.addcmul_(values.index_select(axis, torch.from_numpy(taps.second)), second_weight)
+
+
+class _Oblique:
+    """Interpolation at places that lie anywhere between the voxels of a block."""
+
+    def __init__(self, index: list[NDArray[np.float64]], whole: Ranges, size: tuple[int, ...], padding: str) -> None:
+        places = index if padding == "zeros" else [np.clip(place, 0, extent - 1) for place, extent in zip(index, size, strict=True)]
+        scaled = [2 * (place - low) / max(high - low - 1, 1) - 1 for place, (low, high) in zip(places, whole, strict=True)]
+        self._grid = torch.from_numpy(np.stack(scaled[::-1], axis=-1)).float()[None, None]
+
+    def __call__(self, channel: torch.Tensor) -> torch.Tensor:
+        sampled = torch.nn.functional.grid_sample(
+            channel[None, None], self._grid, mode="bilinear", padding_mode="zeros", align_corners=True
+        )
+        return sampled[0, 0]
+
+
+def _inside(coordinate: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
+    return (coordinate >= -0.5 - _SNAP) & (coordinate <= size - 0.5 + _SNAP)
+
+
+def _answered(place: NDArray[np.float64], owned: tuple[int, int]) -> NDArray[np.bool_]:
+    low, high = owned
+    return (place <= high - 1) & ((place > low - 1) | (low == 0))
+
+
+def _axes_of(index_from_pixel: NDArray[np.float64], source: SourceGrid) -> Axes | None:
+    """Answers along which axes of the network's grid planes, rows and columns of the source run, None where they lean."""
+    row, column = np.abs(index_from_pixel[:, 0]) * source.rows, np.abs(index_from_pixel[:, 1]) * source.columns
+    rows, columns = int(row.argmax()), int(column.argmax())
+    if rows == columns or np.delete(row, rows).max() > _LEAN or np.delete(column, columns).max() > _LEAN:
         return None
-    rows = offsets @ source.column_cosine / source.row_spacing_mm
-    columns = offsets @ source.row_cosine / source.column_spacing_mm
-    r0, r1 = max(0, int(np.floor(rows.min()))), min(source.rows, int(np.ceil(rows.max())) + 1)
-    c0, c1 = max(0, int(np.floor(columns.min()))), min(source.columns, int(np.ceil(columns.max())) + 1)
-    return ((r0, r1), (c0, c1)) if r0 < r1 and c0 < c1 else None
+    return 3 - rows - columns, rows, columns
+
+
+def _snapped(coordinate: NDArray[np.float64]) -> NDArray[np.float64]:
+    whole = np.rint(coordinate)
+    return np.where(np.abs(coordinate - whole) < _SNAP, whole, coordinate)
+
+
+def _exact(group: _Group, axes: Axes | None, prepared: Prepared) -> _Group:
+    """Answers the same with the nearest voxels of MONAI's way back: which way halves round hangs on coordinates as torch computes them."""
+    if prepared.resampled is None or axes is None:
+        return group
+    back = parallel_axes(prepared.resampled.resampling.back)
+    if back is None:
+        return group
+    index_from_sampled = np.linalg.solve(_ras(prepared), prepared.resampled.resampling.to_affine)  # turned, flipped, cropped or padded
+    lines = []
+    for line, axis in zip(group.lines, axes, strict=True):
+        along = int(np.abs(index_from_sampled[axis, :3]).argmax())
+        sign, shift = np.rint(index_from_sampled[axis, [along, 3]])
+        sampled_size = prepared.resampled.resampling.to_size[along]
+        place = back.coordinates[along]
+        for order in (slice(None), slice(None, None, -1)):
+            agrees = len(place) == len(line.coordinate) and np.abs(sign * place[order] + shift - line.coordinate).max() < _SNAP
+            if agrees:
+                nearest = sign * np.rint(np.clip(place[order], 0, sampled_size - 1)) + shift
+                line = replace(line, exact_nearest=np.clip(nearest, 0, line.size - 1).astype(np.intp))  # noqa: PLW2901 - now exact
+                break
+        lines.append(line)
+    return replace(group, lines=(lines[0], lines[1], lines[2]))
+
+
+def _ras(prepared: Prepared) -> NDArray[np.float64]:
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ prepared.patient_from_index
+
+
+def _taps(line: Line, part: slice, whole: tuple[int, int], padding: str) -> Taps:
+    """Answers the taps of some pixels into the voxels of a block."""
+    taps = taps_of(line.coordinate[part], line.size, padding)
+    low, high = whole
+    first, second = (np.clip(index, low, high - 1) - low for index in (taps.first, taps.second))  # beyond lies only what weighs nothing
+    return Taps(first, second, taps.first_weight, taps.second_weight)
+
+
+def _split(group: _Group, planes: int = 32) -> Iterator[_Group]:
+    """Yields a group in parts, for many cores."""
+    depth, rows, columns = group.lines
+    for first in range(0, len(depth.coordinate), planes):
+        exact = None if depth.exact_nearest is None else depth.exact_nearest[first : first + planes]
+        part = Line(depth.coordinate[first : first + planes], depth.size, exact)
+        yield _Group(group.first_plane + first, (part, rows, columns))

@@ -15,11 +15,18 @@ from typing import Final
 from node.domain.modelcard import ModelCard, WeightsFile
 from node.errors import WeightsMismatch, WeightsMissing, WeightsUnavailable
 from node.files import write_durably
+from node.inference.manifest import require_unchanged
 
 Progress = Callable[[str], None]
 """Called with a line for a person."""
 
 PIP: Final = "pip:"
+INSTALLED: Final = "installed:"
+"""Begins the source of weights that were converted from a bundle which a user brought."""
+
+BUNDLED: Final = "bundled"
+"""The source of weights that are our own: they lie in the bundle already."""
+
 DOWNLOAD_TIMEOUT_S: Final = 600
 _BLOCK_BYTES: Final = 1 << 20
 
@@ -40,12 +47,17 @@ def verify_weights(card: ModelCard, folder: Path) -> tuple[WeightsState, ...]:
 
 
 def require_weights(card: ModelCard, folder: Path) -> None:
-    """Raises when weights are absent (WeightsMissing) or not those of the card (WeightsMismatch)."""
+    """Raises when weights are absent (WeightsMissing) or not those of the card (WeightsMismatch).
+
+    And when any file of an installed bundle, its code above all, is not the one that was trusted (BundleChanged): whoever loads a bundle
+    asks this first.
+    """
     for state in verify_weights(card, folder):
         if not state.path.is_file():
             raise WeightsMissing(f"the weights of {card.name} are not installed → radnode model install {card.name}")
         if state.fault:
             raise WeightsMismatch(f"{state.path}: {state.fault} → radnode model install {card.name}")
+    require_unchanged(folder)
 
 
 def install_weights(card: ModelCard, folder: Path, *, origin: Path | None = None, progress: Progress = lambda _: None) -> tuple[Path, ...]:
@@ -89,6 +101,10 @@ def _fault(file: WeightsFile, path: Path) -> str:
 def _bring(file: WeightsFile, origin: Path | None, progress: Progress) -> bytes:
     if origin is not None:
         return _from_user(file, origin)
+    if file.source == BUNDLED:
+        raise WeightsUnavailable(f"{file.file} comes with the bundle and is not there as it was → take the bundle anew, or use --from FILE")
+    if file.source.startswith(INSTALLED):
+        raise WeightsUnavailable(f"{file.file} was converted when the bundle was installed → radnode model install PATH --replace")
     progress(f"{file.file}: fetching from {file.source}")
     if file.source.startswith(PIP):
         return _from_wheel(file.source.removeprefix(PIP))

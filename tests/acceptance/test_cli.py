@@ -283,26 +283,33 @@ def test_explain_says_why_a_series_is_refused(place: Path, tmp_path: Path) -> No
     assert "3 slices, the model needs at least 5" in done.stdout
 
 
-def test_run_writes_the_results_and_says_where(place: Path, tmp_path: Path) -> None:
-    done = radnode("run", "ct", "--model", "thresholds", "-o", tmp_path / "out", "--json", cwd=place)
-    assert done.returncode == ExitCode.OK, done.stderr
-    said = json.loads(done.stdout)
+@pytest.fixture(scope="module")
+def runs(place: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
+    """Two runs of one model on one study, told in JSON and in a table: folder of the results → what was printed."""
+    folder = tmp_path_factory.mktemp("runs")
+    printed = {}
+    for out, how in ((folder / "one", ["--json"]), (folder / "two", [])):
+        done = radnode("run", "ct", "--model", "thresholds", "-o", out, *how, cwd=place)
+        assert done.returncode == ExitCode.OK, done.stderr
+        printed[out] = done.stdout
+    return printed
+
+
+def test_run_writes_the_results_and_says_where(runs: dict[Path, str]) -> None:
+    told, table = runs.values()
+    said = json.loads(told)
     assert said["outcome"] == "found"
     assert {one["label"] for one in said["segments"] if one["present"]} == {"Organ", "Marker"}
     assert set(said["paths"]) == {"seg", "sr", "key_image", "page"}
     assert all(Path(path).is_file() for path in said["paths"].values())
     assert {"prepare", "infer", "restore", "encode"} <= set(said["stages"])
-    table = radnode("run", "ct", "--model", "thresholds", "-o", tmp_path / "again", cwd=place).stdout
     assert "thresholds 1.0.0: found" in table
     assert "total" in table
 
 
-def test_the_same_run_twice_gives_the_same_objects(place: Path, tmp_path: Path) -> None:
-    uids = []
-    for name in ("one", "two"):
-        assert radnode("run", "ct", "--model", "thresholds", "-o", tmp_path / name, cwd=place).returncode == ExitCode.OK
-        uids.append({role: str(dcmread(tmp_path / name / f"{role}.dcm").SOPInstanceUID) for role in ("seg", "sr")})
-    assert uids[0] == uids[1]
+def test_the_same_run_twice_gives_the_same_objects(runs: dict[Path, str]) -> None:
+    first, second = ({role: str(dcmread(out / f"{role}.dcm").SOPInstanceUID) for role in ("seg", "sr")} for out in runs)
+    assert first == second
 
 
 def test_run_on_a_study_that_no_model_accepts_says_why(place: Path, tmp_path: Path) -> None:

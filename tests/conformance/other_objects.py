@@ -22,6 +22,7 @@ from node.evidence.presentation_state import encode_presentation_state
 from node.evidence.secondary_capture import encode_secondary_capture
 from node.evidence.structure_set import encode_structure_set
 from tests.conformance.cases import Case, make_card
+from tests.factories import SyntheticSeries
 
 ROLES: Final = ("sc", "kos", "gsps", "rtstruct", "pdf", "pm")
 WINDOW: Final = (40.0, 400.0)
@@ -43,12 +44,17 @@ def encode(role: str, case: Case) -> Dataset:
             return encode_pdf_report(result, sources, context, key_image=render_key_image(volume_of(case), result))
         case _:
             structure = result.card.segments[0]
-            return encode_parametric_map(result, sources, probabilities_of(case), case.label_map.source, structure, context)
+            return encode_parametric_map(result, sources, probabilities_of(case.label_map), case.label_map.source, structure, context)
 
 
 def volume_of(case: Case) -> Volume:
     """Answers a small regular volume of the scene of the case."""
-    scene, plan = case.series.scene, case.series.plan
+    return volume_of_series(case.series, case.label_map.source)
+
+
+def volume_of_series(series: SyntheticSeries, source: SourceGrid) -> Volume:
+    """Answers a small regular volume of the scene of a series."""
+    scene, plan = series.scene, series.plan
     step = plan.extent_mm / 24
     shape = (24, 26, 28)
     matrix = np.eye(4)
@@ -56,12 +62,12 @@ def volume_of(case: Case) -> Volume:
     matrix[:3, 3] = np.asarray(scene.body.centre_mm) - np.array([14, 13, 12]) * step
     indices = np.stack(np.meshgrid(*(np.arange(size) for size in shape), indexing="ij"), axis=-1)
     voxels = scene.values(indices @ matrix[:3, :3].T + matrix[:3, 3], edge_mm=step).astype(np.float32)
-    return Volume(voxels, VolumeGeometry(shape, matrix), case.label_map.source, "CT", UCUM_HOUNSFIELD)
+    return Volume(voxels, VolumeGeometry(shape, matrix), source, "CT", UCUM_HOUNSFIELD)
 
 
-def probabilities_of(case: Case) -> NDArray[np.float32]:
+def probabilities_of(label_map: LabelMap) -> NDArray[np.float32]:
     """Answers a probability that changes from pixel to pixel."""
-    labels = case.label_map.labels
+    labels = label_map.labels
     ramp = np.linspace(0.0, 1.0, labels.size, dtype=np.float32).reshape(labels.shape)
     return np.where(labels > 0, ramp, ramp / 8).astype(np.float32)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.filewriter import dcmwrite
 
-from node.domain.volume import LabelMap
+from node.domain.volume import LabelMap, SourceGrid
 from node.evidence.frames import frames_of, labels_of_planes, pack_frames
 from tests.conformance.cases import GEOMETRIES, make_case
 from tests.conformance.plain import number_frames, plain_highdicom
@@ -66,8 +66,10 @@ def numbered(draw: st.DrawFn) -> NDArray[np.uint8]:
 @settings(max_examples=200, deadline=None)
 @given(numbered())
 def test_unpacked_they_are_the_labels_again_whatever_the_size(numbers: NDArray[np.uint8]) -> None:
-    frames = frames_of(labels_of_planes(numbers), range(1, 8))
-    packed = pack_frames(numbers, frames)
+    grid = SourceGrid(numbers.shape[1], numbers.shape[2], 1.0, 1.0, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (), "")
+    label_map = LabelMap(numbers, grid)
+    frames = frames_of(labels_of_planes(label_map), range(1, 8))
+    packed = pack_frames(label_map, frames)
     assert len(packed) % 2 == 0
     pixels = numbers[0].size
     bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), bitorder="little")

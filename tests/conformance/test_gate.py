@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from node.evidence.gate import Severity, examine_object, examine_set
+from node.evidence.gate.view import View
 from node.evidence.gate.volumes import segment_volumes_mm3
 from node.evidence.sop_common import part10_bytes
 from tests.conformance.cases import GEOMETRIES, Case, make_case
@@ -46,7 +47,7 @@ def test_ours_pass_without_a_word(tmp_path: Path, geometry: str, parts: int) -> 
         assert "a label map would be shown" in warning, "what viewers cannot read is legal, and told"
     else:
         assert told == []
-    volumes = segment_volumes_mm3(objects[0], made.sources)
+    volumes = segment_volumes_mm3(View(objects[0]), [View(source) for source in made.sources])
     stated = [measured.value * 1000 for segment in made.result.segments for measured in segment.measurements]
     assert np.allclose([volumes[number] for number in sorted(volumes)], stated, rtol=1e-4)
 

@@ -326,7 +326,7 @@ def test_the_capture_shows_colours_on_gray_images(paths: Mapping[str, Path], cas
 def test_the_map_gives_the_probabilities_back(paths: Mapping[str, Path], case: Case) -> None:
     image = highdicom.imread(paths["pm"])
     volume_frames = image.get_frames(apply_real_world_transform=True)
-    assert np.abs(volume_frames - probabilities_of(case)).max() <= 0.5 / CERTAIN + 1e-7
+    assert np.abs(volume_frames - probabilities_of(case.label_map)).max() <= 0.5 / CERTAIN + 1e-7
     positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in image.PerFrameFunctionalGroupsSequence]
     assert np.abs(np.asarray(positions, dtype=float) - case.label_map.source.positions_mm).max() < 1e-6
 

@@ -102,19 +102,20 @@ def test_file_names_do_not_matter(tilted: tuple[SyntheticSeries, Volume], tmp_pa
 
 
 MEASURE = """
-import resource, sys
+import sys
 from pathlib import Path
 from node.inference.series_reader import read_series
+def peak_kib():  # VmHWM, not ru_maxrss: that begins with the peak of the process that started this one
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 files = sorted(Path(sys.argv[1]).iterdir())
 read_series(files[:2])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_kib()
 volume = read_series(files)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024 / volume.voxels.nbytes)
+print((peak_kib() - before) * 1024 / volume.voxels.nbytes)
 """
 
 
 def test_peak_memory_is_about_one_volume(tmp_path: Path) -> None:
     make_ct_series(tmp_path, slices=160, rows=256, columns=256, spacing_mm=(1.0, 0.8, 0.8))
     process = subprocess.run([sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert float(process.stdout) < PEAK_MEMORY_SHARE
+    assert 0.9 < float(process.stdout) < PEAK_MEMORY_SHARE

@@ -1,9 +1,9 @@
 """The command line answers at once: what help and `config check` import, and how long they take."""
 
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,9 +46,15 @@ def test_help_needs_neither_numpy_nor_pydantic(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], CHECK], ids=["--help", "config check"])
 def test_help_and_config_check_answer_at_once(arguments: list[str]) -> None:
+    """Judged by the time of the processor: what else the machine does in these seconds is not the command's."""
     taken = []
     for _ in range(5):
-        started = time.perf_counter()
+        before_s = processor_time_of_children_s()
         subprocess.run([sys.executable, "-m", "node", *arguments], capture_output=True, check=True, cwd=ROOT)
-        taken.append(time.perf_counter() - started)
+        taken.append(processor_time_of_children_s() - before_s)
     assert min(taken) < BUDGET_S * SLACK
+
+
+def processor_time_of_children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

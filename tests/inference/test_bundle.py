@@ -1,11 +1,13 @@
 """A bundle gives what its parts give, and is refused when it is not what it says."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from node.errors import BundleInvalid, EngineError
 from node.inference.bundle import load_bundle
@@ -38,8 +40,6 @@ def test_a_pickle_under_the_name_of_safetensors_is_refused(tmp_path: Path) -> No
     folder = make_bundle(tmp_path / "models")
     path = folder / "models" / "model.safetensors"
     torch.save({"weight": torch.zeros(1)}, path)
-    import hashlib
-
     card = folder / "card.toml"
     old = load_card(folder).weights[0].sha256
     card.write_text(card.read_text().replace(old, hashlib.sha256(path.read_bytes()).hexdigest()))
@@ -83,14 +83,31 @@ def test_torchscript_is_refused_unless_the_card_says_so(tmp_path: Path) -> None:
         load_bundle(folder, load_card(folder))
 
 
-@pytest.mark.parametrize("before_inversion", [True, False])
-def test_classes_are_compared_between_voxels_as_the_bundle_says(tmp_path: Path, before_inversion: bool) -> None:
-    """What is interpolated back: probabilities where softmax stands before Invertd, else the network's own numbers."""
+def test_the_number_of_images_is_that_of_the_card(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "models")
-    softmax, invert = {"_target_": "Activationsd", "keys": "pred", "softmax": True}, {"_target_": "Invertd", "keys": "pred"}
-    discrete = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
-    order = [softmax, invert, discrete] if before_inversion else [invert, softmax, discrete]
-    edit(folder, postprocessing={"_target_": "Compose", "transforms": order})
-    series = make_ct_series(tmp_path / "ct", slices=12, rows=32, columns=32)
-    values = load_bundle(folder, load_card(folder)).score([read_series(series.paths)]).values
-    assert np.allclose(values.sum(axis=0), 1.0) == before_inversion
+    volume = read_series(make_ct_series(tmp_path / "ct", slices=6, rows=16, columns=16).paths)
+    with pytest.raises(BundleInvalid, match="takes 1 images on one grid, 2 came"):
+        load_bundle(folder, load_card(folder)).predict([volume, volume])
+
+
+def test_torchscript_alone_is_a_network(tmp_path: Path) -> None:
+    """A bundle exported as TorchScript needs no network_def, and one that has it is not asked for it."""
+    folder = make_bundle(tmp_path / "models")
+    state = load_file(folder / "models" / "model.safetensors")
+    network = torch.nn.Conv3d(1, 3, 1)
+    network.load_state_dict(state)
+    path = folder / "models" / "model.ts"
+    torch.jit.save(torch.jit.script(network), path)
+    card = folder / "card.toml"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    text = card.read_text().replace(load_card(folder).weights[0].sha256, digest).replace("model.safetensors", "model.ts")
+    card.write_text(text.replace('format = "safetensors"', 'format = "torchscript"'))
+    volume = read_series(make_ct_series(tmp_path / "ct", slices=12, rows=32, columns=32).paths)
+    maps = []
+    for definition in (json.loads((folder / "configs" / "inference.json").read_text())["network_def"], {}):
+        edit(folder, network_def=definition, network=None)
+        maps.append(load_bundle(folder, load_card(folder)).predict([volume]).label_map)
+    assert maps[0] is not None
+    assert maps[1] is not None
+    assert set(np.unique(maps[0].labels)) == {0, 1, 2}
+    assert np.array_equal(maps[0].labels, maps[1].labels)

@@ -72,3 +72,13 @@ def test_what_is_right_is_not_fetched_again(bundle: Path) -> None:
     install_weights(load_card(bundle), bundle, progress=lines.append)
     assert lines == [line for line in lines if "in place" in line]
     assert len(lines) == 1
+
+
+def test_weights_of_the_bundle_itself_are_checked_and_never_fetched(bundle: Path) -> None:
+    card = bundle / "card.toml"
+    card.write_text(card.read_text().replace("https://example.invalid/none", "bundled"))
+    install_weights(load_card(bundle), bundle)
+    require_weights(load_card(bundle), bundle)
+    (bundle / "models" / "model.safetensors").write_bytes(b"something else")
+    with pytest.raises(WeightsUnavailable, match=r"comes with the bundle.*--from FILE"):
+        install_weights(load_card(bundle), bundle)

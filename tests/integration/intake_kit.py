@@ -110,14 +110,14 @@ def peer_of(port: int, *, called: str = "RADNODE", calling: str = "TESTER") -> P
 
 def open_scu(port: int, contexts: Sequence[Context], **names: str) -> StoreScu:
     """Opens an association to a listener of this machine."""
-    return StoreScu(peer_of(port, **names), contexts, Timeouts(5, 10))
+    return StoreScu(peer_of(port, **names), contexts, Timeouts(10, 60))
 
 
 class RawSender(RequestedAssociation):
     """An association whose P-DATA the test writes byte by byte."""
 
     def __init__(self, port: int, contexts: Sequence[Context]) -> None:
-        super().__init__(peer_of(port), contexts, Timeouts(5, 10))
+        super().__init__(peer_of(port), contexts, Timeouts(10, 60))
 
     @property
     def link(self) -> socket.socket:

@@ -1,5 +1,6 @@
-"""A destination gets the richest form of a result that it takes: older classes of reports, segmentations deflated."""
+"""A destination gets the richest form of a result that it takes: older classes of reports, segmentations compressed."""
 
+import subprocess
 from contextlib import closing
 from io import BytesIO
 from pathlib import Path
@@ -14,19 +15,22 @@ from pynetdicom import AE, evt
 from node.delivery.destination import Destination
 from node.delivery.outbox import Courier
 from node.delivery.upper_layer import Peer
-from node.delivery.variants import DEFLATED, EXPLICIT, IMPLICIT
+from node.delivery.variants import DEFLATED, EXPLICIT, IMPLICIT, Compression
 from node.domain.commitment import CommitmentReport
 from node.domain.delivery import RetryPolicy, archived_as
 from node.domain.states import DeliveryState
+from node.evidence.segmentation import encode_label_map
 from node.evidence.sop_common import part10_bytes
 from node.journal import CommitmentJournal, OutboxJournal, open_database
+from node.network.rle import RLE_LOSSLESS
 from tests.conformance.cases import Case, make_case
-from tests.conformance.validators import iod_faults, tree_faults
+from tests.conformance.validators import decoded_segments, iod_faults, presence_faults, tree_faults
 from tests.integration.delivery_kit import QUICK, deliveries, queue
-from tests.peers import HOST
+from tests.peers import HOST, orthanc, storescp, tool
 
 SR = "1.2.840.10008.5.1.4.1.1.88."
 SEG = "1.2.840.10008.5.1.4.1.1.66.4"
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def results(tmp_path: Path) -> tuple[Case, Path]:
     return case, folder
 
 
-def deliver(state_dir: Path, contexts: dict[str, list[str]], *, deflate: bool = False) -> list[Dataset]:
+def deliver(state_dir: Path, contexts: dict[str, list[str]], *, deflate: bool = False, rle: bool = False) -> list[Dataset]:
     """Runs a pass against an archive that takes these SOP classes in these transfer syntaxes; answers what it got."""
     got: list[Dataset] = []
 
@@ -59,12 +63,16 @@ def deliver(state_dir: Path, contexts: dict[str, list[str]], *, deflate: bool = 
     assert server is not None
     try:
         peer = Peer(HOST, server.server_address[1], "ARCHIVE", "RADNODE")
-        with closing(open_database(state_dir)) as connection:
-            destination = Destination("archive", peer, RetryPolicy(), QUICK, deflate=deflate)
-            Courier(OutboxJournal(connection), destination).deliver_due(10.0)
+        run_courier(state_dir, peer, Compression(deflate=deflate, rle=rle))
     finally:
         server.shutdown()
     return got
+
+
+def run_courier(state_dir: Path, peer: Peer, compression: Compression) -> None:
+    with closing(open_database(state_dir)) as connection:
+        destination = Destination("archive", peer, RetryPolicy(), QUICK, compression=compression)
+        Courier(OutboxJournal(connection), destination).deliver_due(10.0)
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
@@ -120,6 +128,77 @@ def test_a_segmentation_goes_deflated_where_that_is_configured_and_taken(tmp_pat
     original = pydicom.dcmread(results[1] / "seg.dcm")
     assert np.array_equal(np.frombuffer(seg.PixelData, np.uint8), np.frombuffer(original.PixelData, np.uint8))
     assert seg == original
+
+
+@pytest.fixture
+def label_map(tmp_path: Path) -> Path:
+    """A label map of frames with an odd number of pixels, an odd number of them: its pixels end with a byte that is none."""
+    case = make_case(tmp_path / "case", "coronal", 17, slices=11)
+    path = tmp_path / "labelmap.dcm"
+    made = encode_label_map(case.result, case.sources, case.context)
+    assert int(made.NumberOfFrames) * made.Rows * made.Columns % 2, "odd"
+    path.write_bytes(part10_bytes(made))
+    queue(tmp_path / "state", [path], ["archive"])
+    return path
+
+
+def same_label_map(got: Dataset, path: Path) -> None:
+    original = pydicom.dcmread(path)
+    assert np.array_equal(got.pixel_array, original.pixel_array)
+    for dataset in (got, original):
+        del dataset.PixelData
+    assert got == original, "the same object, under the same UID"
+
+
+@pytest.mark.parametrize(
+    ("compression", "taken", "syntax"),
+    [
+        (Compression(rle=True), [RLE_LOSSLESS, EXPLICIT], RLE_LOSSLESS),
+        (Compression(rle=True), [EXPLICIT], EXPLICIT),
+        (Compression(rle=True), [IMPLICIT], IMPLICIT),
+        (Compression(), [RLE_LOSSLESS, EXPLICIT], EXPLICIT),
+        (Compression(deflate=True, rle=True), [RLE_LOSSLESS, DEFLATED, EXPLICIT], DEFLATED),
+    ],
+)
+def test_a_label_map_goes_compressed_where_that_is_configured_and_taken(
+    tmp_path: Path, label_map: Path, compression: Compression, taken: list[str], syntax: str
+) -> None:
+    (got,) = deliver(tmp_path / "state", {LABEL_MAP: taken}, deflate=compression.deflate, rle=compression.rle)
+    assert got.file_meta.TransferSyntaxUID == syntax
+    same_label_map(got, label_map)
+
+
+@pytest.mark.peer
+def test_orthanc_keeps_a_run_length_encoded_label_map(tmp_path: Path, label_map: Path) -> None:
+    with orthanc(tmp_path / "orthanc") as archive:
+        run_courier(tmp_path / "state", Peer(HOST, archive.dicom_port, "ORTHANC", "RADNODE"), Compression(rle=True))
+        (instance,) = archive.instances()
+        kept = pydicom.dcmread(archive.download(instance, tmp_path / "kept.dcm"))
+    assert kept.file_meta.TransferSyntaxUID == RLE_LOSSLESS
+    same_label_map(kept, label_map)
+
+
+@pytest.mark.peer
+def test_dcmtk_receives_and_decodes_a_run_length_encoded_label_map(tmp_path: Path, label_map: Path) -> None:
+    with storescp(tmp_path / "got", "--promiscuous") as port:
+        run_courier(tmp_path / "state", Peer(HOST, port, "STORESCP", "RADNODE"), Compression(rle=True))
+    (got,) = (tmp_path / "got").iterdir()
+    assert pydicom.dcmread(got).file_meta.TransferSyntaxUID == RLE_LOSSLESS
+    done = subprocess.run([tool("dcmdrle"), got, tmp_path / "decoded.dcm"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert pydicom.dcmread(tmp_path / "decoded.dcm").PixelData == pydicom.dcmread(label_map).PixelData
+    assert [one.voxels.sum() for one in decoded_segments(got, tmp_path / "dcmqi")], "dcmqi reads it as well"
+    assert presence_faults(got) == []
+
+
+def test_what_is_no_label_map_of_bytes_is_not_sent_as_one(tmp_path: Path, label_map: Path) -> None:
+    spoiled = pydicom.dcmread(label_map)
+    spoiled.PixelData = spoiled.PixelData[:-200]
+    label_map.write_bytes(part10_bytes(spoiled))
+    assert deliver(tmp_path / "state", {LABEL_MAP: [RLE_LOSSLESS]}, rle=True) == []
+    (delivery,) = deliveries(tmp_path / "state")
+    assert delivery.state == DeliveryState.REFUSED
+    assert "a byte for each pixel" in delivery.reason
 
 
 def test_a_report_in_its_own_class_keeps_its_uid(tmp_path: Path, results: tuple[Case, Path]) -> None:

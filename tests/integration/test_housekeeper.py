@@ -276,7 +276,7 @@ def test_senders_and_purges_that_race_leave_every_row_with_its_file(place: Place
     deadline = time.monotonic() + 4.0
     rounds = 0
     try:
-        while time.monotonic() < deadline and not faults:
+        while (time.monotonic() < deadline or rounds <= 5) and not faults:  # on a busy machine it takes longer
             place.send(*series.paths)
             place.decide(1e10)
             rounds += 1
@@ -284,7 +284,6 @@ def test_senders_and_purges_that_race_leave_every_row_with_its_file(place: Place
         over.set()
         purging.join(10)
     assert not faults
-    assert rounds > 5
     place.require_every_row_has_its_file()
     assert place.rows("SELECT count(*) FROM instance") == [(4,)]
 

@@ -401,7 +401,7 @@ def test_a_stop_in_mid_transfer_is_quick_and_leaves_nothing(tmp_path: Path, ct: 
         sender.send_values((1, 3, store_command(file.sop_class_uid, file.sop_instance_uid)), (1, 0, data[:2000]))
         wait_until(listener.leftovers, "the incoming file")
         started = time.monotonic()
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 15  # a quarter of the silence that it allows
     assert not listener.leftovers()
     sender.link.close()
 

@@ -11,13 +11,15 @@ import shutil
 import signal
 import subprocess
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import pytest
+
+from tests.once import made_once
 
 FOLDER: Final = Path(__file__).resolve().parent
 CACHE: Final = FOLDER.parent.parent / ".cache" / "viewers"
@@ -32,7 +34,7 @@ def modules() -> Path:
     """Answers the folder that holds `node_modules` as the lock file names them, with our scripts beside it."""
     _require("node", "npm")
     pinned = [(FOLDER / name).read_bytes() for name in ("package.json", "package-lock.json")]
-    folder = _once("modules-" + hashlib.sha256(b"".join(pinned)).hexdigest()[:16], _install)
+    folder = made_once(CACHE / ("modules-" + hashlib.sha256(b"".join(pinned)).hexdigest()[:16]), _install)
     for script in FOLDER.glob("*.mjs"):
         _put(script, folder / script.name)
     return folder
@@ -42,7 +44,7 @@ def viewer() -> Path:
     """Answers the folder of the built OHIF, as its npm tarball holds it."""
     _require("npm")
     pinned = json.loads((FOLDER / "package.json").read_bytes())["ohif"]
-    return _once(pinned["package"].replace("/", "-").lstrip("@"), lambda folder: _unpack(pinned, folder))
+    return made_once(CACHE / pinned["package"].replace("/", "-").lstrip("@"), lambda folder: _unpack(pinned, folder))
 
 
 def chromium() -> str:
@@ -75,23 +77,6 @@ def _require(*programs: str) -> None:
     missing = [name for name in programs if shutil.which(name) is None]
     if missing:
         pytest.skip(f"{' and '.join(missing)} not installed (Debian: nodejs, npm)")
-
-
-def _once(name: str, make: Callable[[Path], None]) -> Path:
-    """Answers the folder `name` of the cache; it appears there whole or not at all, also when two runs make it at once."""
-    folder = CACHE / name
-    if folder.is_dir():
-        return folder
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=CACHE) as scratch:
-        made = Path(scratch) / "made"
-        made.mkdir()
-        make(made)
-        try:
-            made.rename(folder)
-        except OSError:
-            assert folder.is_dir(), "neither this run nor another made it"
-    return folder
 
 
 def _install(folder: Path) -> None:

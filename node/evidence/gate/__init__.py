@@ -10,11 +10,13 @@ from typing import Final
 from pydicom.dataset import Dataset
 
 from node.evidence.gate.faults import Fault, Severity
+from node.evidence.gate.findings import finding_faults, finding_source_faults
 from node.evidence.gate.identity import algorithm_device_uid, equipment_faults, identity_faults, loss_faults
 from node.evidence.gate.other import other_faults, other_source_faults
 from node.evidence.gate.presence import form_faults, presence_faults
 from node.evidence.gate.report import agreement_faults, observer_uid, presence_conflicts, referenced_segmentations, report_faults
 from node.evidence.gate.segmentation import segmentation_faults, source_faults
+from node.evidence.gate.view import View
 from node.evidence.gate.volumes import segment_volumes_mm3
 
 __all__ = ["Fault", "Severity", "examine_object", "examine_set"]
@@ -26,7 +28,7 @@ _KEY_OBJECTS: Final = "1.2.840.10008.5.1.4.1.1.88.59"
 
 def examine_object(dataset: Dataset) -> tuple[Fault, ...]:
     """Answers what is wrong with one object by itself."""
-    return tuple(_object_faults(dataset))
+    return tuple(_object_faults(View(dataset)))
 
 
 def examine_set(objects: Sequence[Dataset], sources: Sequence[Dataset] = ()) -> tuple[tuple[Dataset, Fault], ...]:
@@ -34,56 +36,62 @@ def examine_set(objects: Sequence[Dataset], sources: Sequence[Dataset] = ()) -> 
 
     `sources` are headers of the images that were analysed, in any order; without them only the first two circles are drawn.
     """
-    found: list[tuple[Dataset, Fault]] = [(one, fault) for one in objects for fault in _object_faults(one)]
-    by_uid = {str(one.get("SOPInstanceUID")): one for one in objects}
-    headers = {str(source.get("SOPInstanceUID")): source for source in sources}
-    for one in objects:
-        if is_report(one):
-            for uid in referenced_segmentations(one):
+    views = [View(one) for one in objects]
+    headers = {str(source.get("SOPInstanceUID")): View(source) for source in sources}
+    by_uid = {str(view.get("SOPInstanceUID")): view for view in views}
+    found: list[tuple[Dataset, Fault]] = []
+    for one, view in zip(objects, views, strict=True):
+        found += [(one, fault) for fault in _object_faults(view)]
+    for one, view in zip(objects, views, strict=True):
+        if is_report(view):
+            for uid in referenced_segmentations(view):
                 if uid in by_uid:
-                    found += [(one, fault) for fault in _guarded(_set_faults, one, by_uid[uid], sources)]
+                    found += [(one, fault) for fault in _guarded(_set_faults, view, by_uid[uid], list(headers.values()))]
         if sources:
-            found += [(one, fault) for fault in _circle_of_sources(one, headers)]
+            found += [(one, fault) for fault in _guarded(identity_faults, one, sources[0])]
+            found += [(one, fault) for fault in _guarded(loss_faults, one, sources)]
+            found += [(one, fault) for fault in _guarded(_place_faults, view, headers)]
     return tuple(found)
 
 
-def is_report(dataset: Dataset) -> bool:
+def is_report(view: View) -> bool:
     """Answers whether an object is a structured report."""
-    uid = str(dataset.get("SOPClassUID") or "")
+    uid = str(view.get("SOPClassUID") or "")
     return uid.startswith(_REPORTS) and uid != _KEY_OBJECTS
 
 
-def _object_faults(dataset: Dataset) -> Iterator[Fault]:
-    yield from _guarded(presence_faults, dataset)
-    yield from _guarded(form_faults, dataset)
-    yield from _guarded(equipment_faults, dataset)
-    if str(dataset.get("SOPClassUID") or "") in _SEGMENTATIONS:
-        yield from _guarded(segmentation_faults, dataset)
-    elif is_report(dataset):
-        yield from _guarded(report_faults, dataset)
-        yield from _guarded(presence_conflicts, dataset)
-        yield from _guarded(_observer_conflicts, dataset)
+def _object_faults(view: View) -> Iterator[Fault]:
+    yield from _guarded(presence_faults, view)
+    yield from _guarded(form_faults, view)
+    yield from _guarded(equipment_faults, view)
+    if str(view.get("SOPClassUID") or "") in _SEGMENTATIONS:
+        yield from _guarded(segmentation_faults, view)
+    elif is_report(view):
+        yield from _guarded(report_faults, view)
+        yield from _guarded(presence_conflicts, view)
+        yield from _guarded(finding_faults, view)
+        yield from _guarded(_observer_conflicts, view)
     else:
-        yield from _guarded(other_faults, dataset)
+        yield from _guarded(other_faults, view)
 
 
-def _observer_conflicts(report: Dataset) -> Iterator[Fault]:
+def _observer_conflicts(report: View) -> Iterator[Fault]:
     device = algorithm_device_uid(report)
     if device and observer_uid(report) != device:
         yield Fault("content item 1", "the observer's UID is not the Device UID in Contributing Equipment", "IHE AIR 6.5.3.1")
 
 
-def _set_faults(report: Dataset, seg: Dataset, sources: Sequence[Dataset]) -> Iterator[Fault]:
+def _set_faults(report: View, seg: View, sources: Sequence[View]) -> Iterator[Fault]:
     yield from agreement_faults(report, seg, segment_volumes_mm3(seg, sources))
 
 
-def _circle_of_sources(dataset: Dataset, headers: Mapping[str, Dataset]) -> Iterator[Fault]:
-    yield from _guarded(identity_faults, dataset, next(iter(headers.values())))
-    yield from _guarded(loss_faults, dataset, list(headers.values()))
-    if str(dataset.get("SOPClassUID") or "") in _SEGMENTATIONS:
-        yield from _guarded(source_faults, dataset, headers)
+def _place_faults(view: View, headers: Mapping[str, View]) -> Iterator[Fault]:
+    if str(view.get("SOPClassUID") or "") in _SEGMENTATIONS:
+        yield from source_faults(view, headers)
+    elif is_report(view):
+        yield from finding_source_faults(view, headers)
     else:
-        yield from _guarded(other_source_faults, dataset, headers)
+        yield from other_source_faults(view, headers)
 
 
 def _guarded(check: Callable[..., Iterator[Fault]], *arguments: object) -> Iterator[Fault]:

@@ -1,172 +1,191 @@
-"""The per-frame functional groups of a multi-frame object, read straight from their bytes.
+"""The frames of a multi-frame object: what each says of itself in its functional groups, and the bits of a BINARY Segmentation.
 
-Independent of what wrote them, and fast: a Segmentation of a hundred structures has ten thousand frames, whose parts repeat.
-What is in another form than Explicit VR Little Endian with stated lengths goes through pydicom.
+A Segmentation of a hundred structures has ten thousand frames, whose functional groups repeat: each group is read once.
 """
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
-from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
-from pydicom.tag import Tag
+import numpy as np
+from numpy.typing import NDArray
 
-_PER_FRAME: Final = Tag("PerFrameFunctionalGroupsSequence")
-_LONG: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
-_ITEM: Final = 0xE000FFFE
-_UNDEFINED: Final = 0xFFFFFFFF
-_HEAD: Final = struct.Struct("<HH2s")
+from node.evidence.gate.view import UnusualBytes, View, item_spans, spans
+
+_BITS: Final = 8
+_WORD: Final = 8
+_VALUES: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class FrameFacts:
+class FrameFacts(NamedTuple):
     """What a frame says of itself; None and empty where it says nothing."""
 
-    segment: int | None
-    position_mm: tuple[float, ...]
-    source_instances: tuple[str, ...]
-    source_frames: tuple[int, ...]
-    dimension_index_values: tuple[int, ...]
-    orientation: tuple[float, ...]
-    pixel_spacing_mm: tuple[float, ...]
-    has_purpose: bool
+    segment: int | None = None
+    position_mm: tuple[float, ...] = ()
+    source_instances: tuple[str, ...] = ()
+    source_frames: tuple[int, ...] = ()
+    dimension_index_values: tuple[int, ...] = ()
+    orientation: tuple[float, ...] = ()
+    pixel_spacing_mm: tuple[float, ...] = ()
 
 
-_TAGS: Final = {
-    (0x0062, 0x000B): "segment",
-    (0x0020, 0x0032): "position",
-    (0x0008, 0x1155): "instances",
-    (0x0008, 0x1160): "frames",
-    (0x0020, 0x9157): "dimensions",
-    (0x0020, 0x0037): "orientation",
-    (0x0028, 0x0030): "spacing",
-    (0x0040, 0xA170): "purpose",
-}
-
-
-class _Unusual(Exception):
-    """Bytes in another form than this reader knows."""
-
-
-def read_frames(dataset: Dataset) -> tuple[FrameFacts, ...]:
+def read_frames(view: View) -> tuple[FrameFacts, ...]:
     """Answers what each frame says of itself, in order; nothing where there are no per-frame functional groups."""
-    if _PER_FRAME not in dataset:
-        return ()
-    element = dataset.get_item(_PER_FRAME)
-    if isinstance(element, RawDataElement) and isinstance(element.value, bytes) and not element.is_implicit_VR and element.is_little_endian:
+    return view.once(_read_frames)
+
+
+def _read_frames(view: View) -> tuple[FrameFacts, ...]:
+    raw = view.raw("PerFrameFunctionalGroupsSequence")
+    if raw is not None:
         try:
-            return tuple(_read_raw(element.value))
-        except (_Unusual, struct.error, ValueError):
-            return tuple(_facts(_collected(item)) for item in dataset.PerFrameFunctionalGroupsSequence)
-    return tuple(_facts(_collected(item)) for item in dataset.PerFrameFunctionalGroupsSequence)
+            return tuple(_of_bytes(raw))
+        except (UnusualBytes, struct.error):
+            pass  # in another form: pydicom reads it
+    return tuple(FrameFacts(**_facts_in(groups)) for groups in view.items("PerFrameFunctionalGroupsSequence"))
 
 
-def shared_facts(dataset: Dataset) -> FrameFacts:
+def shared_facts(view: View) -> FrameFacts:
     """Answers what all frames share."""
-    shared = dataset.get("SharedFunctionalGroupsSequence") or []
-    return _facts(_collected(shared[0]) if shared else {})
+    return view.once(_shared_facts)
 
 
-def _read_raw(value: bytes) -> Iterator[FrameFacts]:
-    known: dict[bytes, dict[str, list[bytes]]] = {}
-    for start, end in _items(value, 0, len(value)):
-        found: dict[str, list[bytes]] = {}
-        for first, _tag, _vr, _place, last in _elements(value, start, end):
-            part = value[first:last]
-            facts = known.get(part)
-            if facts is None:
-                facts = known[part] = {}
-                _walk(part, 0, len(part), facts)
-            for name, values in facts.items():
-                found.setdefault(name, []).extend(values)
-        yield _facts(found)
+def _shared_facts(view: View) -> FrameFacts:
+    groups = view.items("SharedFunctionalGroupsSequence")
+    return FrameFacts(**_facts_in(groups[0])) if groups else FrameFacts()
 
 
-def _walk(value: bytes, start: int, end: int, found: dict[str, list[bytes]]) -> None:
-    for _first, tag, vr, place, last in _elements(value, start, end):
-        name = _TAGS.get(tag)
-        if name is not None:
-            found.setdefault(name, []).append(value[place:last])
-        if vr == b"SQ":
-            for inner_start, inner_end in _items(value, place, last):
-                _walk(value, inner_start, inner_end, found)
+def planes_of(image: View) -> Mapping[int, FrameFacts]:
+    """Answers where each frame of a source image lies, by its number; a single image is frame 1."""
+    return image.once(_planes_of)
 
 
-def _elements(value: bytes, start: int, end: int) -> Iterator[tuple[int, tuple[int, int], bytes, int, int]]:
-    """Answers (first byte, tag, VR, first byte of the value, end) of every element."""
-    place = start
-    while place < end:
-        group, number, vr = _HEAD.unpack_from(value, place)
-        if vr in _LONG:
-            length = struct.unpack_from("<I", value, place + 8)[0]
-            body = place + 12
-        else:
-            length = struct.unpack_from("<H", value, place + 6)[0]
-            body = place + 8
-        if length == _UNDEFINED or body + length > end:
-            raise _Unusual
-        yield place, (group, number), vr, body, body + length
-        place = body + length
+def _planes_of(image: View) -> Mapping[int, FrameFacts]:
+    frames, shared = read_frames(image), shared_facts(image)
+    if not frames:
+        position, orientation = numbers_in(image, "ImagePositionPatient"), numbers_in(image, "ImageOrientationPatient")
+        return {1: FrameFacts(position_mm=position, orientation=orientation, pixel_spacing_mm=numbers_in(image, "PixelSpacing"))}
+    return {number: within(frame, shared) for number, frame in enumerate(frames, 1)}
 
 
-def _items(value: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
-    place = start
-    while place < end:
-        tag, length = struct.unpack_from("<II", value, place)
-        if tag != _ITEM or length == _UNDEFINED or place + 8 + length > end:
-            raise _Unusual
-        yield place + 8, place + 8 + length
-        place += 8 + length
-
-
-def _collected(item: Dataset) -> dict[str, list[bytes]]:
-    """Answers the same of a data set that pydicom has parsed."""
-    found: dict[str, list[bytes]] = {}
-    for element in item:
-        name = _TAGS.get((element.tag.group, element.tag.element))
-        if name is not None:
-            found.setdefault(name, []).append(_as_bytes(name, element.value))
-        if element.VR == "SQ":
-            for inner in element.value or []:
-                for key, values in _collected(inner).items():
-                    found.setdefault(key, []).extend(values)
-    return found
-
-
-def _as_bytes(name: str, value: object) -> bytes:
-    values = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
-    if name == "segment":
-        return struct.pack("<H", int(str(values[0])))
-    if name == "dimensions":
-        return struct.pack(f"<{len(values)}I", *(int(str(one)) for one in values))
-    if name == "purpose":
-        return b""
-    return "\\".join(str(one) for one in values).encode("ascii", "replace")
-
-
-def _facts(found: dict[str, list[bytes]]) -> FrameFacts:
-    segment = found.get("segment")
-    dimensions = b"".join(found.get("dimensions", ()))
-    return FrameFacts(
-        segment=struct.unpack("<H", segment[0])[0] if segment and len(segment[0]) == 2 else None,
-        position_mm=_numbers(found.get("position")),
-        source_instances=tuple(value.decode("ascii", "replace").strip("\x00 ") for value in found.get("instances", ())),
-        source_frames=tuple(int(number) for value in found.get("frames", ()) for number in value.decode("ascii", "replace").split("\\")),
-        dimension_index_values=struct.unpack(f"<{len(dimensions) // 4}I", dimensions),
-        orientation=_numbers(found.get("orientation")),
-        pixel_spacing_mm=_numbers(found.get("spacing")),
-        has_purpose="purpose" in found,
+def within(frame: FrameFacts, shared: FrameFacts) -> FrameFacts:
+    """Answers a frame with the place that it shares with all."""
+    return frame._replace(
+        position_mm=frame.position_mm or shared.position_mm,
+        orientation=frame.orientation or shared.orientation,
+        pixel_spacing_mm=frame.pixel_spacing_mm or shared.pixel_spacing_mm,
     )
 
 
-def _numbers(values: list[bytes] | None) -> tuple[float, ...]:
-    """Answers a Decimal String as numbers, empty where it is absent or none."""
-    if not values:
-        return ()
+# ── pixels ──────────────────────────────────────────────────────────────────
+
+
+def pixels_of_a_frame(view: View) -> int:
+    """Answers rows times columns."""
+    return int(view.get("Rows") or 0) * int(view.get("Columns") or 0)
+
+
+def bits_set(seg: View) -> tuple[int, ...]:
+    """Answers how many pixels are set in each frame of a BINARY Segmentation; nothing where its pixels are too few."""
+    return seg.once(_bits_set)
+
+
+def _bits_set(seg: View) -> tuple[int, ...]:
+    return tuple(int(np.bitwise_count(bitmap).sum(dtype=np.int64)) for bitmap in bitmaps(seg))
+
+
+def bitmaps(seg: View) -> Iterator[NDArray[Any]]:
+    """Answers the bits of each frame of a BINARY Segmentation, from its own first bit on; what pads the last word is zero."""
+    pixels, frames = pixels_of_a_frame(seg), len(read_frames(seg))
+    data = np.frombuffer(seg.raw("PixelData") or b"", dtype=np.uint8)
+    if not pixels or len(data) * _BITS < pixels * frames:
+        return
+    if pixels % _BITS:
+        yield from (_aligned(data, place * pixels, pixels) for place in range(frames))
+        return
+    size = pixels // _BITS
+    whole = data[: frames * size].reshape(frames, size)
+    yield from whole if size % _WORD else whole.view(np.uint64)
+
+
+def _aligned(data: NDArray[np.uint8], first_bit: int, pixels: int) -> NDArray[np.uint8]:
+    """Answers bits that begin within a byte, moved to begin with one (PS3.5 8.1.1)."""
+    first, shift = divmod(first_bit, _BITS)
+    size = -(-pixels // _BITS)
+    piece = np.zeros(size + 1, dtype=np.uint8)
+    held = data[first : first + size + 1]
+    piece[: len(held)] = held
+    bits = piece[:size].copy()
+    if shift:
+        bits = np.bitwise_or(bits >> np.uint8(shift), piece[1:] << np.uint8(_BITS - shift))
+    bits[-1] &= np.uint8((1 << pixels % _BITS) - 1)
+    return bits
+
+
+def values_held(seg: View) -> NDArray[np.int64]:
+    """Answers how many pixels of each value a frame of a LABELMAP of 8 bits has, shape (frames, 256); nothing where they are too few."""
+    return seg.once(_values_held)
+
+
+def _values_held(seg: View) -> NDArray[np.int64]:
+    pixels, frames = pixels_of_a_frame(seg), len(read_frames(seg))
+    data = np.frombuffer(seg.raw("PixelData") or b"", dtype=np.uint8)
+    held = np.zeros((frames, _VALUES), dtype=np.int64)
+    if seg.get("BitsAllocated") != _BITS or not pixels or len(data) < pixels * frames:
+        return held[:0]
+    for counts, frame in zip(held, data[: pixels * frames].reshape(frames, int(seg.get("Rows")), -1), strict=True):
+        rows = np.flatnonzero(frame.any(axis=1))
+        if len(rows):
+            counts[:] = np.bincount(frame[rows[0] : rows[-1] + 1].reshape(-1), minlength=_VALUES)
+        counts[0] = pixels - counts[1:].sum()
+    return held
+
+
+# ── functional groups ───────────────────────────────────────────────────────
+
+
+def _of_bytes(value: bytes) -> Iterator[FrameFacts]:
+    known: dict[bytes, dict[str, Any]] = {}
+    for start, end in item_spans(value, 0, len(value)):
+        found: dict[str, Any] = {}
+        for tag, (vr, _, first, last) in spans(value, start, end).items():
+            group = value[first:last]
+            facts = known.get(group)
+            if facts is None:
+                facts = known[group] = _facts_in(View({tag: (vr, group, 0, len(group))}))
+            found.update(facts)
+        yield FrameFacts(**found)
+
+
+def _facts_in(groups: View) -> dict[str, Any]:
+    """Answers what functional groups say, by the names of `FrameFacts`."""
+    found: dict[str, Any] = {}
+    for item in groups.items("SegmentIdentificationSequence")[:1]:
+        found["segment"] = item.get("ReferencedSegmentNumber")
+    for item in groups.items("PlanePositionSequence")[:1]:
+        found["position_mm"] = numbers_in(item, "ImagePositionPatient")
+    for item in groups.items("PlaneOrientationSequence")[:1]:
+        found["orientation"] = numbers_in(item, "ImageOrientationPatient")
+    for item in groups.items("PixelMeasuresSequence")[:1]:
+        found["pixel_spacing_mm"] = numbers_in(item, "PixelSpacing")
+    for item in groups.items("FrameContentSequence")[:1]:
+        found["dimension_index_values"] = tuple(_listed(item.get("DimensionIndexValues")))
+    sources = [source for item in groups.items("DerivationImageSequence") for source in item.items("SourceImageSequence")]
+    if sources:
+        found["source_instances"] = tuple(str(one.get("ReferencedSOPInstanceUID") or "") for one in sources)
+        found["source_frames"] = tuple(int(number) for one in sources for number in _listed(one.get("ReferencedFrameNumber")))
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, int | str) else list(value)
+
+
+def numbers_in(view: View, keyword: str) -> tuple[float, ...]:
+    """Answers a numeric attribute, empty where it is absent or malformed."""
     try:
-        return tuple(float(number) for number in values[0].decode("ascii", "replace").strip("\x00 ").split("\\"))
-    except ValueError:
+        value = view.get(keyword)
+        return tuple(float(one) for one in value) if value is not None else ()
+    except (TypeError, ValueError):
         return ()

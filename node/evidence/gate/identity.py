@@ -9,6 +9,7 @@ from node.codes import PROCESSING_EQUIPMENT
 from node.evidence.exact import exact_bytes
 from node.evidence.gate.faults import Fault, Severity
 from node.evidence.gate.terms import code_of
+from node.evidence.gate.view import View
 from node.evidence.header import is_lossy
 
 SAME: Final = (
@@ -33,19 +34,19 @@ def loss_faults(dataset: Dataset, sources: Sequence[Dataset]) -> Iterator[Fault]
         yield Fault("header", "Lossy Image Compression is not 01, though a source image was compressed with loss", "PS3.3 C.8.20.2.2")
 
 
-def equipment_faults(dataset: Dataset) -> Iterator[Fault]:
+def equipment_faults(view: View) -> Iterator[Fault]:
     """Answers what IHE AIR misses about who made the object."""
-    if algorithm_device_uid(dataset) == "":
+    if algorithm_device_uid(view) == "":
         text = "no Contributing Equipment item (109102, DCM) with a Device UID says which algorithm made it"
         yield Fault("header", text, "IHE AIR 6.5.3.1", Severity.WARNING)
-    if not dataset.get("ContentQualification"):
+    if not view.get("ContentQualification"):
         yield Fault("header", "Content Qualification is absent: product, research or service?", "PS3.3 C.12.1.1.13", Severity.WARNING)
 
 
-def algorithm_device_uid(dataset: Dataset) -> str:
+def algorithm_device_uid(view: View) -> str:
     """Answers the Device UID of the algorithm in Contributing Equipment, '' where there is none."""
-    for item in dataset.get("ContributingEquipmentSequence") or []:
-        purposes = item.get("PurposeOfReferenceCodeSequence") or []
+    for item in view.items("ContributingEquipmentSequence"):
+        purposes = item.items("PurposeOfReferenceCodeSequence")
         if code_of(purposes[0] if purposes else None) == (PROCESSING_EQUIPMENT.scheme, PROCESSING_EQUIPMENT.value):
             return str(item.get("DeviceUID") or "")
     return ""

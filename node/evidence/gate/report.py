@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pydicom.dataset import Dataset
-
 from node.evidence.gate.faults import Fault, Severity
 from node.evidence.gate.segmentation import property_of, segment_of
 from node.evidence.gate.terms import code_of, unit_faults
+from node.evidence.gate.view import View
 
 IMAGING_MEASUREMENT_REPORT: Final = ("DCM", "126000")
 MEASUREMENT_GROUP: Final = ("DCM", "125007")
@@ -42,7 +41,7 @@ class Item:
     """A content item and where it stands: `1.3.2`."""
 
     path: str
-    node: Dataset
+    node: View
 
     @property
     def concept(self) -> tuple[str, str]:
@@ -82,12 +81,12 @@ class Item:
             return code_of(codes[0])[1] if codes else ""
         return str(self.node.get("TextValue") or self.node.get("UID") or "")
 
-    def references(self) -> Iterator[Dataset]:
+    def references(self) -> Iterator[View]:
         """Answers the objects that it refers to."""
         yield from self.node.get("ReferencedSOPSequence") or []
 
 
-def report_faults(report: Dataset) -> Iterator[Fault]:
+def report_faults(report: View) -> Iterator[Fault]:
     """Answers what is wrong with a structured report by itself."""
     root = Item("1", report)
     yield from _document_faults(report)
@@ -103,11 +102,11 @@ def report_faults(report: Dataset) -> Iterator[Fault]:
             yield Fault(item.where, f"the source series {item.text()} is in no Evidence Sequence", "PS3.3 C.17.2")
     if root.concept == IMAGING_MEASUREMENT_REPORT:
         yield from _observer_faults(root)
-        for group in _groups(root):
+        for group in groups_of(root):
             yield from _group_faults(group)
 
 
-def _document_faults(report: Dataset) -> Iterator[Fault]:
+def _document_faults(report: View) -> Iterator[Fault]:
     if str(report.get("CompletionFlag") or "") not in {"COMPLETE", "PARTIAL"}:
         yield Fault("header", f"Completion Flag is {report.get('CompletionFlag') or 'absent'}", "PS3.3 C.17.2")
     verification = str(report.get("VerificationFlag") or "")
@@ -124,7 +123,7 @@ def _document_faults(report: Dataset) -> Iterator[Fault]:
         )
 
 
-def _evidence_of(report: Dataset) -> tuple[set[str], set[str]]:
+def _evidence_of(report: View) -> tuple[set[str], set[str]]:
     """Answers the SOP Instance UIDs and the Series Instance UIDs of all evidence."""
     instances: set[str] = set()
     all_series: set[str] = set()
@@ -172,8 +171,8 @@ def number_of(item: Item) -> float | None:
     """Answers the value of a NUM."""
     values = item.node.get("MeasuredValueSequence") or []
     try:
-        return float(str(values[0].NumericValue)) if values else None
-    except (AttributeError, ValueError):
+        return float(str(values[0].get("NumericValue"))) if values else None
+    except ValueError:
         return None
 
 
@@ -192,7 +191,8 @@ def _observer_faults(root: Item) -> Iterator[Fault]:
         yield Fault("content item 1", "its observer is a device without a UID", "PS3.16 TID 1004")
 
 
-def _groups(root: Item) -> Iterator[Item]:
+def groups_of(root: Item) -> Iterator[Item]:
+    """Answers the measurement groups."""
     return (item for item in root.all() if item.concept == MEASUREMENT_GROUP and item.value_type == "CONTAINER")
 
 
@@ -220,10 +220,10 @@ def _segment_reference_faults(group: Item, segment: Item) -> Iterator[Fault]:
         yield Fault(group.where, "a Referenced Segment needs its source images or source series beside it", "PS3.16 TID 1411")
 
 
-def agreement_faults(report: Dataset, seg: Dataset, volumes_mm3: Mapping[int, float]) -> Iterator[Fault]:
+def agreement_faults(report: View, seg: View, volumes_mm3: Mapping[int, float]) -> Iterator[Fault]:
     """Answers where a report and its Segmentation disagree; `volumes_mm3` are recomputed from the pixels, by Segment Number."""
     root = Item("1", report)
-    of_this = [group for group in _groups(root) if _refers_to(group, str(seg.SOPInstanceUID))]
+    of_this = [group for group in groups_of(root) if _refers_to(group, str(seg.get("SOPInstanceUID")))]
     if not of_this:
         yield Fault("content item 1", "no group refers to the Segmentation beside it", "IHE AIR 6.5.3", Severity.WARNING)
     for group in of_this:
@@ -243,8 +243,8 @@ def _refers_to(group: Item, uid: str) -> bool:
     return segment is not None and any(str(one.get("ReferencedSOPInstanceUID")) == uid for one in segment.references())
 
 
-def _one_finding(group: Item, described: Dataset, volume_mm3: float | None) -> Iterator[Fault]:
-    number = described.SegmentNumber
+def _one_finding(group: Item, described: View, volume_mm3: float | None) -> Iterator[Fault]:
+    number = described.get("SegmentNumber")
     pairs = (
         (TRACKING_UID, str(described.get("TrackingUID") or ""), "Tracking UID"),
         (TRACKING_IDENTIFIER, str(described.get("TrackingID") or ""), "Tracking ID"),
@@ -270,33 +270,33 @@ def _one_finding(group: Item, described: Dataset, volume_mm3: float | None) -> I
         yield Fault(measured.where, told, "IHE AIR 6.5.3")
 
 
-def _algorithm_faults(group: Item, described: Dataset) -> Iterator[Fault]:
+def _algorithm_faults(group: Item, described: View) -> Iterator[Fault]:
     for algorithm in described.get("SegmentationAlgorithmIdentificationSequence") or []:
         for concept, keyword in ((ALGORITHM_NAME, "AlgorithmName"), (ALGORITHM_VERSION, "AlgorithmVersion")):
             item = group.child(concept)
             if item is not None and item.text() != str(algorithm.get(keyword) or ""):
-                yield Fault(item.where, f"{keyword} is not that of segment {described.SegmentNumber}", "IHE AIR 6.5.3.1")
+                yield Fault(item.where, f"{keyword} is not that of segment {described.get('SegmentNumber')}", "IHE AIR 6.5.3.1")
 
 
-def observer_uid(report: Dataset) -> str:
+def observer_uid(report: View) -> str:
     """Answers the UID of the device that observed, '' where there is none."""
     item = Item("1", report).child(DEVICE_UID)
     return item.text() if item is not None else ""
 
 
-def presence_conflicts(report: Dataset, absent: str = "272519000") -> Iterator[Fault]:
+def presence_conflicts(report: View, absent: str = "272519000") -> Iterator[Fault]:
     """Answers groups that say Absent of something that they outline or measure."""
-    for group in _groups(Item("1", report)):
+    for group in groups_of(Item("1", report)):
         says_absent = any(one.value_type == "CODE" and one.text() == absent for one in group.children())
         has_segment = group.child(REFERENCED_SEGMENT) is not None
         if says_absent and (has_segment or any(one.value_type == "NUM" for one in group.children())):
             yield Fault(group.where, "it says Absent of something that it outlines or measures", "IHE AIR 6.5.3")
 
 
-def referenced_segmentations(report: Dataset) -> Sequence[str]:
+def referenced_segmentations(report: View) -> Sequence[str]:
     """Answers the SOP Instance UIDs of the Segmentations that groups refer to."""
     found: dict[str, None] = {}
-    for group in _groups(Item("1", report)):
+    for group in groups_of(Item("1", report)):
         segment = group.child(REFERENCED_SEGMENT)
         for reference in segment.references() if segment is not None else ():
             found[str(reference.get("ReferencedSOPInstanceUID") or "")] = None

@@ -2,16 +2,26 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
 from node.evidence.gate.faults import Fault, Severity
-from node.evidence.gate.frames import FrameFacts, read_frames, shared_facts
+from node.evidence.gate.frames import (
+    FrameFacts,
+    bitmaps,
+    bits_set,
+    pixels_of_a_frame,
+    planes_of,
+    read_frames,
+    shared_facts,
+    values_held,
+    within,
+)
 from node.evidence.gate.terms import code_of
+from node.evidence.gate.view import View
 
 POSITION_TOLERANCE_MM: Final = 1e-3
 DIRECTION_TOLERANCE: Final = 1e-4
@@ -19,7 +29,7 @@ _FEW: Final = 3
 """Frames with one fault that are told one by one."""
 
 
-def segmentation_faults(seg: Dataset) -> Iterator[Fault]:
+def segmentation_faults(seg: View) -> Iterator[Fault]:
     """Answers what is wrong with a Segmentation by itself."""
     frames = read_frames(seg)
     yield from _segment_faults(seg)
@@ -29,7 +39,7 @@ def segmentation_faults(seg: Dataset) -> Iterator[Fault]:
     yield from _pixel_faults(seg, frames)
 
 
-def _segment_faults(seg: Dataset) -> Iterator[Fault]:
+def _segment_faults(seg: View) -> Iterator[Fault]:
     segments = seg.get("SegmentSequence") or []
     if not segments:
         yield Fault("header", "there is no segment", "PS3.3 C.8.20.2")
@@ -52,7 +62,7 @@ def _segment_faults(seg: Dataset) -> Iterator[Fault]:
             yield from _description_faults(item, where)
 
 
-def _description_faults(item: Dataset, where: str) -> Iterator[Fault]:
+def _description_faults(item: View, where: str) -> Iterator[Fault]:
     algorithm_type = str(item.get("SegmentAlgorithmType") or "")
     if algorithm_type not in {"AUTOMATIC", "SEMIAUTOMATIC", "MANUAL"}:
         yield Fault(where, f"Segment Algorithm Type is {algorithm_type or 'absent'}", "PS3.3 C.8.20.2")
@@ -73,7 +83,7 @@ def _description_faults(item: Dataset, where: str) -> Iterator[Fault]:
                 yield Fault(where, f"{keyword} is absent in the algorithm identification", "PS3.3 Table 10-19")
 
 
-def _frame_faults(seg: Dataset, frames: Sequence[FrameFacts]) -> Iterator[Fault]:
+def _frame_faults(seg: View, frames: Sequence[FrameFacts]) -> Iterator[Fault]:
     stated = int(seg.get("NumberOfFrames") or 0)
     if stated != len(frames):
         yield Fault("header", f"Number of Frames is {stated}, functional groups are of {len(frames)}", "PS3.3 C.7.6.16")
@@ -99,7 +109,7 @@ def _frame_faults(seg: Dataset, frames: Sequence[FrameFacts]) -> Iterator[Fault]
             yield Fault(f"segment {number}", "no frame belongs to it", "PS3.3 C.8.20.2", Severity.WARNING)
 
 
-def _reference_faults(seg: Dataset, frames: Sequence[FrameFacts]) -> Iterator[Fault]:
+def _reference_faults(seg: View, frames: Sequence[FrameFacts]) -> Iterator[Fault]:
     listed = {
         str(instance.get("ReferencedSOPInstanceUID"))
         for series in seg.get("ReferencedSeriesSequence") or []
@@ -119,7 +129,7 @@ def _reference_faults(seg: Dataset, frames: Sequence[FrameFacts]) -> Iterator[Fa
     yield from faults.told()
 
 
-def _geometry_faults(seg: Dataset, frames: Sequence[FrameFacts]) -> Iterator[Fault]:
+def _geometry_faults(seg: View, frames: Sequence[FrameFacts]) -> Iterator[Fault]:
     shared = shared_facts(seg)
     placed = [frame for frame in frames if frame.position_mm or shared.position_mm]
     if placed and not seg.get("FrameOfReferenceUID"):
@@ -138,7 +148,8 @@ def _geometry_faults(seg: Dataset, frames: Sequence[FrameFacts]) -> Iterator[Fau
     yield from faults.told()
 
 
-def _is_orthonormal(orientation: Sequence[float]) -> bool:
+@lru_cache(maxsize=256)
+def _is_orthonormal(orientation: tuple[float, ...]) -> bool:
     if len(orientation) != 6:
         return False
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
@@ -146,118 +157,95 @@ def _is_orthonormal(orientation: Sequence[float]) -> bool:
     return bool(np.abs(gram).max() <= DIRECTION_TOLERANCE)
 
 
-def _pixel_faults(seg: Dataset, frames: Sequence[FrameFacts]) -> Iterator[Fault]:
-    syntax = str(getattr(getattr(seg, "file_meta", None), "TransferSyntaxUID", "") or "")
+def _pixel_faults(seg: View, frames: Sequence[FrameFacts]) -> Iterator[Fault]:
     if not seg.get("PixelData"):
         yield Fault("header", "there is no Pixel Data", "PS3.3 C.7.6.3")
         return
-    if syntax and UID(syntax).is_encapsulated:
+    if seg.is_encapsulated:
         return
-    pixels = int(seg.get("Rows") or 0) * int(seg.get("Columns") or 0) * int(seg.get("NumberOfFrames") or 0)
+    pixels = pixels_of_a_frame(seg) * int(seg.get("NumberOfFrames") or 0)
     wanted = -(-pixels * int(seg.get("BitsAllocated") or 0) // 8)
     wanted += wanted % 2
-    size = len(seg.PixelData)
+    size = len(seg.get("PixelData"))
     if size != wanted:
         yield Fault("header", f"Pixel Data has {size} bytes, its frames need {wanted}", "PS3.5 8.1.1")
         return
-    if str(seg.get("SegmentationType")) == "BINARY" and int(seg.get("Rows") or 0) * int(seg.get("Columns") or 0) % 8:
+    if pixels * int(seg.get("BitsAllocated") or 0) <= 8 * (size - 1) and seg.get("PixelData")[-1:] != b"\0":
+        yield Fault("header", "Pixel Data is padded with something else than a zero byte", "PS3.5 6.2", Severity.WARNING)
+    kind = str(seg.get("SegmentationType"))
+    if kind == "LABELMAP":
+        yield from _label_faults(seg)
+    if kind != "BINARY":
+        return
+    if pixels_of_a_frame(seg) % 8:
         text = "a frame does not end on a whole byte: Orthanc's DICOMweb and cornerstone cannot read that; a label map would be shown"
         yield Fault("header", text, "PS3.5 8.1.1", Severity.WARNING)
-    if str(seg.get("SegmentationType")) == "BINARY" and str(seg.get("SegmentsOverlap") or "") == "NO" and _overlap(seg, frames):
+    if str(seg.get("SegmentsOverlap") or "") == "NO" and _overlap(seg, frames):
         yield Fault("header", "Segments Overlap says NO, but two segments share a pixel", "PS3.3 C.8.20.2")
 
 
-def _overlap(seg: Dataset, frames: Sequence[FrameFacts]) -> bool:
-    pixels = int(seg.Rows) * int(seg.Columns)
-    if pixels % 8 or not frames:
-        return False  # frames do not begin on bytes; ours are checked against their label map in the tests
-    bits = np.frombuffer(seg.PixelData, dtype=np.uint8)[: len(frames) * pixels // 8].reshape(len(frames), -1)
-    seen: dict[tuple[float, ...], NDArray[np.uint8]] = {}
-    for frame, bitmap in zip(frames, bits, strict=True):
-        before = seen.get(frame.position_mm)
-        if before is None:
-            seen[frame.position_mm] = bitmap
-        elif np.bitwise_and(before, bitmap).any():
-            return True
+def _label_faults(seg: View) -> Iterator[Fault]:
+    """Answers pixels of a label map that belong to no segment."""
+    described = {item.get("SegmentNumber") for item in seg.items("SegmentSequence")}
+    held = [int(number) for number in np.flatnonzero(values_held(seg).any(axis=0)) if number]
+    for number in held:
+        if number not in described:
+            yield Fault("header", f"pixels hold the value {number}, which no segment describes", "PS3.3 C.8.20.2")
+
+
+def _overlap(seg: View, frames: Sequence[FrameFacts]) -> bool:
+    """Answers whether frames at one place share a pixel: their union has fewer than they have together then."""
+    union: dict[object, NDArray[Any]] = {}
+    together: dict[object, int] = {}
+    for frame, bitmap, count in zip(frames, bitmaps(seg), bits_set(seg), strict=False):
+        place = frame.position_mm or (frame.source_instances, frame.source_frames)
+        if place in union:
+            np.bitwise_or(union[place], bitmap, out=union[place])
         else:
-            seen[frame.position_mm] = np.bitwise_or(before, bitmap)
-    return False
+            union[place] = bitmap.copy()
+        together[place] = together.get(place, 0) + count
+    return any(int(np.bitwise_count(bitmap).sum(dtype=np.int64)) != together[place] for place, bitmap in union.items())
 
 
-def source_faults(seg: Dataset, sources: Mapping[str, Dataset]) -> Iterator[Fault]:
+def source_faults(seg: View, sources: Mapping[str, View]) -> Iterator[Fault]:
     """Answers where a Segmentation does not lie on the images that it names; `sources` are their headers by SOP Instance UID."""
-    frames, shared = read_frames(seg), shared_facts(seg)
     frames_of_reference = {str(source.get("FrameOfReferenceUID") or "") for source in sources.values()}
     if str(seg.get("FrameOfReferenceUID") or "") not in frames_of_reference:
         yield Fault("header", "Frame of Reference UID is not that of the source images", "PS3.3 A.51.3")
-    planes = {uid: _planes_of(source) for uid, source in sources.items()}
+    shared = shared_facts(seg)
+    known: dict[FrameFacts, tuple[Fault, ...]] = {}
     faults = _Counted()
-    for place, frame in enumerate(frames, 1):
-        for uid in frame.source_instances[:1]:
-            if uid not in sources:
-                faults.add(place, f"its source image {uid} is not among the source images")
-                continue
-            number = frame.source_frames[0] if frame.source_frames else 1
-            plane = planes[uid].get(number)
-            if plane is None:
-                faults.add(place, f"its source has no frame {number}")
-                continue
-            for text in plane.differences(seg, frame, shared):
-                faults.add(place, text, "PS3.3 A.51.3")
+    for place, frame in enumerate(read_frames(seg), 1):
+        alike = frame._replace(segment=None, dimension_index_values=())
+        if alike not in known:
+            known[alike] = tuple(_misplacements(seg, within(alike, shared), sources))
+        for fault in known[alike]:
+            faults.add(place, fault.text, fault.clause)
     yield from faults.told()
 
 
-class _Plane:
-    """Where a source image, or a frame of one, lies."""
-
-    def __init__(self, image: Dataset, facts: FrameFacts) -> None:
-        self._size = (image.get("Rows"), image.get("Columns"))
-        self._position = facts.position_mm
-        self._orientation = facts.orientation
-        self._spacing = facts.pixel_spacing_mm
-
-    def differences(self, seg: Dataset, frame: FrameFacts, shared: FrameFacts) -> Iterator[str]:
-        """Answers in what a frame of a Segmentation does not lie on this plane."""
-        if (seg.get("Rows"), seg.get("Columns")) != self._size:
-            yield f"it has {seg.get('Rows')}x{seg.get('Columns')} pixels, its source {self._size[0]}x{self._size[1]}"
-        position = frame.position_mm or shared.position_mm
-        if _differ(position, self._position, POSITION_TOLERANCE_MM):
-            yield f"it lies at {_text(position)} mm, its source at {_text(self._position)}"
-        if _differ(frame.orientation or shared.orientation, self._orientation, DIRECTION_TOLERANCE):
-            yield "its orientation is not that of its source"
-        if _differ(frame.pixel_spacing_mm or shared.pixel_spacing_mm, self._spacing, POSITION_TOLERANCE_MM):
-            yield "its pixel spacing is not that of its source"
-
-
-def _planes_of(image: Dataset) -> dict[int, _Plane]:
-    frames = read_frames(image)
-    if not frames:
-        return {1: _Plane(image, _plain_facts(image))}
-    shared = shared_facts(image)
-    return {number: _Plane(image, _merged(frame, shared)) for number, frame in enumerate(frames, 1)}
-
-
-def _plain_facts(image: Dataset) -> FrameFacts:
-    return FrameFacts(
-        None, numbers_in(image, "ImagePositionPatient"), (), (), (), numbers_in(image, "ImageOrientationPatient"),
-        numbers_in(image, "PixelSpacing"), has_purpose=False,
-    )  # fmt: skip
-
-
-def _merged(frame: FrameFacts, shared: FrameFacts) -> FrameFacts:
-    return FrameFacts(
-        None, frame.position_mm or shared.position_mm, (), (), (), frame.orientation or shared.orientation,
-        frame.pixel_spacing_mm or shared.pixel_spacing_mm, has_purpose=False,
-    )  # fmt: skip
-
-
-def numbers_in(dataset: Dataset, keyword: str) -> tuple[float, ...]:
-    """Answers a numeric attribute, empty where it is absent or malformed."""
-    try:
-        value = dataset.get(keyword)
-        return tuple(float(one) for one in value) if value is not None else ()
-    except (TypeError, ValueError):
-        return ()
+def _misplacements(seg: View, frame: FrameFacts, sources: Mapping[str, View]) -> Iterator[Fault]:
+    """Answers in what a frame does not lie on the image that it names first."""
+    if not frame.source_instances:
+        return
+    uid = frame.source_instances[0]
+    number = frame.source_frames[0] if frame.source_frames else 1
+    if uid not in sources:
+        yield Fault("", f"its source image {uid} is not among the source images")
+        return
+    source, plane = sources[uid], planes_of(sources[uid]).get(number)
+    if plane is None:
+        yield Fault("", f"its source has no frame {number}")
+        return
+    size, its_size = ((one.get("Rows"), one.get("Columns")) for one in (seg, source))
+    if size != its_size:
+        yield Fault("", f"it has {size[0]}x{size[1]} pixels, its source {its_size[0]}x{its_size[1]}", "PS3.3 A.51.3")
+    if _differ(frame.position_mm, plane.position_mm, POSITION_TOLERANCE_MM):
+        yield Fault("", f"it lies at {_text(frame.position_mm)} mm, its source at {_text(plane.position_mm)}", "PS3.3 A.51.3")
+    if _differ(frame.orientation, plane.orientation, DIRECTION_TOLERANCE):
+        yield Fault("", "its orientation is not that of its source", "PS3.3 A.51.3")
+    if _differ(frame.pixel_spacing_mm, plane.pixel_spacing_mm, POSITION_TOLERANCE_MM):
+        yield Fault("", "its pixel spacing is not that of its source", "PS3.3 A.51.3")
 
 
 def _differ(ours: Sequence[float], theirs: Sequence[float], tolerance: float) -> bool:
@@ -271,12 +259,12 @@ def _text(position: Sequence[float]) -> str:
     return "\\".join(f"{one:g}" for one in position)
 
 
-def segment_of(seg: Dataset, number: int) -> Dataset | None:
+def segment_of(seg: View, number: int) -> View | None:
     """Answers the item of a Segment Number."""
     return next((item for item in seg.get("SegmentSequence") or [] if item.get("SegmentNumber") == number), None)
 
 
-def property_of(item: Dataset) -> tuple[str, str]:
+def property_of(item: View) -> tuple[str, str]:
     """Answers the code of what a segment shows."""
     types = item.get("SegmentedPropertyTypeCodeSequence") or []
     return code_of(types[0] if types else None)

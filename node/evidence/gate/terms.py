@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Final
 
-from pydicom.dataset import Dataset
 from pydicom.sr._concepts_dict import concepts
 
 from node.evidence.gate.faults import Fault
+from node.evidence.gate.view import View
 
 _LENGTH: Final = frozenset({"mm", "cm", "um", "m"})
 _VOLUME: Final = frozenset({"mm3", "cm3", "ml", "mL", "l", "L", "dm3"})
@@ -31,7 +31,7 @@ UNITS_OF: Final[Mapping[tuple[str, str], frozenset[str]]] = {
 _CODE_LIMITS: Final = (("CodeValue", 16), ("CodingSchemeDesignator", 16), ("CodeMeaning", 64))
 
 
-def code_of(item: Dataset | None) -> tuple[str, str]:
+def code_of(item: View | None) -> tuple[str, str]:
     """Answers (coding scheme, code value) of a code sequence item, empty where it says none."""
     if item is None:
         return ("", "")
@@ -39,7 +39,7 @@ def code_of(item: Dataset | None) -> tuple[str, str]:
     return (str(item.get("CodingSchemeDesignator") or ""), str(value))
 
 
-def code_faults(item: Dataset, where: str) -> Iterator[Fault]:
+def code_faults(item: View, where: str) -> Iterator[Fault]:
     """Answers what is wrong with a code sequence item (PS3.3 Table 8.8-1): parts that are missing, a meaning of another code."""
     scheme, value = code_of(item)
     meaning = str(item.get("CodeMeaning") or "")
@@ -58,7 +58,7 @@ def code_faults(item: Dataset, where: str) -> Iterator[Fault]:
         )
 
 
-def unit_faults(concept: Dataset | None, unit: Dataset, where: str) -> Iterator[Fault]:
+def unit_faults(concept: View | None, unit: View, where: str) -> Iterator[Fault]:
     """Answers what is wrong with the unit of a measured value."""
     scheme, value = code_of(unit)
     if scheme != "UCUM":

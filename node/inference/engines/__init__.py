@@ -8,6 +8,10 @@ import torch
 class Engine(Protocol):
     """A network, loaded and warm, on a device."""
 
+    @property
+    def preferred_batch(self) -> int:
+        """How many windows at once are fastest; fewer and more are taken too."""
+
     def infer(self, batch: torch.Tensor) -> torch.Tensor:
         """Answers the network's output for a batch of shape (N, C, i, j, k), float32, on the CPU.
 

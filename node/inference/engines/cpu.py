@@ -99,7 +99,9 @@ class _ChannelsLast(nn.Module):
         self.network = network
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        return self.network(batch.contiguous(memory_format=torch.channels_last_3d))  # type: ignore[no-any-return]
+        if batch.ndim == 5:
+            batch = batch.contiguous(memory_format=torch.channels_last_3d)
+        return self.network(batch)  # type: ignore[no-any-return]
 
 
 class _DirectConvolution(nn.Module):

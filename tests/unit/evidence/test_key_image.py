@@ -11,7 +11,8 @@ from PIL import Image
 from node.codes import UCUM_HOUNSFIELD
 from node.domain.states import Outcome
 from node.domain.volume import Volume, VolumeGeometry
-from node.evidence.key_image import WIDTH, format_number, render_key_image
+from node.evidence.key_image import WIDTH, render_key_image
+from node.evidence.legend import format_number
 from node.evidence.planes import AXIAL, VIEWS, box_of, points_of_plane, sample_labels, sample_values, telling_point_mm
 from tests.conformance.cases import GEOMETRIES, Case, make_case, with_outcome
 

@@ -1,0 +1,42 @@
+"""The slice on which answer and truth differ most: what agrees, what was missed, what is too much."""
+
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from node.domain.volume import LabelMap, Volume
+
+AGREED: Final = (80, 200, 120)
+MISSED: Final = (255, 80, 80)
+TOO_MUCH: Final = (80, 140, 255)
+
+_STRENGTH: Final = 0.45
+_PIXELS: Final = 320
+
+
+def draw_difference(volume: Volume, label_map: LabelMap, true: Mapping[int, NDArray[np.bool_]]) -> bytes | None:
+    """Answers a PNG, or None where the volume was resampled and its slices are not those of the label map."""
+    if volume.voxels.shape != label_map.labels.shape:
+        return None
+    found = np.stack([label_map.mask(label_value) for label_value in true])
+    truth = np.stack(list(true.values()))
+    differs = (found != truth).any(axis=0).sum(axis=(1, 2))
+    plane = int(differs.argmax()) if differs.any() else int(truth.any(axis=0).sum(axis=(1, 2)).argmax())
+    gray = volume.voxels[plane]
+    low, high = np.percentile(gray, [1, 99])
+    shown = np.repeat(np.clip((gray - low) / max(float(high - low), 1e-6), 0, 1)[..., None] * 255, 3, axis=2)
+    here, there = found[:, plane], truth[:, plane]
+    for where, color in (((here & there).any(0), AGREED), ((here & ~there).any(0), TOO_MUCH), ((~here & there).any(0), MISSED)):
+        shown[where] = (1 - _STRENGTH) * shown[where] + _STRENGTH * np.array(color)
+    source = label_map.source
+    width_mm, height_mm = source.columns * source.column_spacing_mm, source.rows * source.row_spacing_mm
+    scale = _PIXELS / max(width_mm, height_mm)
+    size = (max(1, round(width_mm * scale)), max(1, round(height_mm * scale)))
+    picture = Image.fromarray(shown.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    stream = BytesIO()
+    picture.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()

@@ -1,0 +1,1 @@
+"""Models of others become models of this node: MONAI bundles and trained folders of nnU-Net, checked, converted, with a draft of a card."""

@@ -1,0 +1,174 @@
+"""`python -m node.inference.install.convert_child`: opens weights of others and writes tensors. Runs confined (`sandbox.py`), never imported.
+
+A pickle is read by torch's own reader of plain tensors (`weights_only=True`), with numpy's arrays and numbers besides: no class of the
+file is ever made, no function of it called. What needs more than that is refused.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from node.inference.install.sandbox import answer, read_job, refuse
+
+STATE_KEYS: Final = ("network_weights", "state_dict", "model_state_dict", "model", "network", "net", "module", "ema", "params", "weights")
+PREFIXES: Final = ("module.", "_orig_mod.")
+"""What DataParallel and torch.compile put before every key."""
+
+ALIASES: Final = "radnode.aliases"
+DEPTH: Final = 4
+
+
+def main() -> None:
+    """Converts what the job names: to safetensors, or a pickle to one of plain values."""
+    job, is_isolated = read_job()
+    if job["do"] == "rewrite":
+        _rewrite(job)
+        answer({"isolated": is_isolated})
+        return
+    tensors: dict[str, Any] = {}
+    notes: list[str] = []
+    kept: dict[str, Any] = {}
+    for part in job["inputs"]:
+        loaded = _load(part["descriptor"], part["name"])
+        kept |= {key: loaded[key] for key in job.get("keep", ()) if isinstance(loaded, Mapping) and _is_plain(loaded.get(key))}
+        state = _state_of(loaded, part["name"])
+        tensors |= {part["prefix"] + key: tensor for key, tensor in _clean(state, part["name"], notes).items()}
+    unique, aliases = _without_shared(tensors)
+    _write(unique, aliases, job["output"])
+    answer({
+        "isolated": is_isolated, "tensors": len(tensors), "aliases": len(aliases), "notes": notes, "kept": kept,
+        "parameters": sum(tensor.numel() for tensor in unique.values()),
+        "kinds": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in unique.values()}),
+    })  # fmt: skip
+
+
+def _load(descriptor: int, name: str) -> Any:
+    import torch
+
+    stream = os.fdopen(descriptor, "rb")
+    start = stream.read(16)
+    stream.seek(0)
+    if zipfile.is_zipfile(stream):
+        stream.seek(0)
+        with zipfile.ZipFile(stream) as archive:
+            members = {member.rpartition("/")[2] for member in archive.namelist()}
+        stream.seek(0)
+        if "constants.pkl" in members:
+            script = torch.jit.load(io.BytesIO(stream.read()), map_location="cpu")  # type: ignore[no-untyped-call]
+            return script.state_dict()
+    elif start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+        from safetensors.torch import load
+
+        return load(stream.read())
+    stream.seek(0)
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - whatever a hostile file makes of the reader, the answer is a refusal
+        refuse(
+            f"{name} holds more than tensors: {_told(error)} → ask its author for a state dict, saved by torch.save(network.state_dict(), …)"
+        )
+
+
+def _told(error: Exception) -> str:
+    """The fact alone: the advice of torch is to load without safety."""
+    words = str(error)
+    for line in words.splitlines():
+        if "Unsupported" in line or "GLOBAL" in line or "not an allowed global" in line:
+            return line.strip().removeprefix("WeightsUnpickler error: ").partition(" Please use")[0][:200].rstrip(".")
+    return f"{type(error).__name__}: {words.splitlines()[0][:120] if words else 'no message'}".rstrip(".")
+
+
+def _numpy_globals() -> list[Any]:
+    """What plain arrays and numbers of numpy are pickled by, under the names of numpy 1 and 2."""
+    import numpy as np
+    from numpy._core import multiarray
+
+    kinds = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType")]
+    reconstruct, scalar = multiarray._reconstruct, multiarray.scalar  # noqa: SLF001 - the names that pickles hold
+    old = [(reconstruct, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
+    return [reconstruct, scalar, *old, np.ndarray, np.dtype, *kinds]
+
+
+def _state_of(loaded: Any, name: str, depth: int = DEPTH) -> Mapping[str, Any]:
+    """The mapping of names to tensors, wherever trainers put it."""
+    import torch
+
+    if isinstance(loaded, Mapping):
+        if loaded and sum(isinstance(value, torch.Tensor) for value in loaded.values()) * 2 > len(loaded):
+            return loaded
+        if depth:
+            likely = [loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), Mapping)]
+            others = [value for value in loaded.values() if isinstance(value, Mapping)]
+            for value in likely or (others if len(others) == 1 else []):
+                return _state_of(value, name, depth - 1)
+    refuse(f"{name} holds no weights by name → save them by torch.save(network.state_dict(), …)")
+    return {}
+
+
+def _clean(state: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
+    import torch
+
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    left = sorted(str(key) for key in state if str(key) not in tensors)
+    if left:
+        notes.append(f"{name}: left out, no tensors: {', '.join(left[:5])}{'…' if len(left) > 5 else ''}")
+    for prefix in PREFIXES:
+        if tensors and all(key.startswith(prefix) for key in tensors):
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    odd = [key for key, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu"]
+    if odd:
+        refuse(f"{name}: {odd[0]} is a sparse, quantised or empty-shelled tensor, which safetensors cannot hold")
+    return tensors
+
+
+def _without_shared(tensors: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """A tensor that stands under several names is kept once; the other names are told beside it."""
+    first: dict[tuple[Any, ...], str] = {}
+    unique: dict[str, Any] = {}
+    aliases: dict[str, str] = {}
+    for key, tensor in tensors.items():
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        if tensor.numel() and place in first:
+            aliases[key] = first[place]
+        else:
+            first[place] = key
+            unique[key] = tensor.detach().clone().contiguous()
+    return unique, aliases
+
+
+def _write(unique: Mapping[str, Any], aliases: Mapping[str, str], output: str) -> None:
+    from safetensors.torch import save_file
+
+    metadata = {"format": "pt"} | ({ALIASES: json.dumps(aliases)} if aliases else {})
+    save_file(dict(unique), output, metadata=metadata)
+
+
+def _rewrite(job: Mapping[str, Any]) -> None:
+    """A pickle that the configuration loads by itself: read as plain values and written anew, so that nothing else is in it."""
+    import torch
+
+    loaded = _load(job["descriptor"], job["name"])
+    torch.save(loaded, job["output"])
+
+
+def _is_plain(value: Any) -> bool:
+    return all(isinstance(one, str | int | float | bool) or one is None for one in _leaves(value))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+if __name__ == "__main__":
+    main()

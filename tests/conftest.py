@@ -1,0 +1,43 @@
+"""What comes before every test module, and how workers (`pytest -n auto`) share the tests: whole files, the longest first."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.torchvision_ops import declare_missing_operators
+
+declare_missing_operators()  # before any test module imports MONAI
+
+TESTS: Final = Path(__file__).resolve().parent
+
+LONGEST_FIRST: Final = (
+    "faults/test_soak.py",
+    "acceptance/test_real_studies.py",
+    "faults/test_anomalies.py",
+    "acceptance/test_main_path.py",
+    "acceptance/test_cli.py",
+    "integration/test_intake_abuse.py",
+    "viewers/test_ohif.py",
+    "acceptance/test_cli_demo.py",
+    "viewers/test_read_back.py",
+    "integration/test_housekeeper.py",
+)
+"""By measured seconds: one of these begun last would keep one worker busy when the others have nothing left to do."""
+
+MOST_WORKERS: Final = 8
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Answers how many workers `-n auto` starts: many a test waits for the network, so there is one more than cores."""
+    return min(len(os.sched_getaffinity(0)) + 1, MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the longest files first where workers share the tests; alone, the order stays that of the folders."""
+    if not hasattr(config, "workerinput"):
+        return
+    rank = {TESTS / name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
