@@ -51,6 +51,7 @@ def examine_machine() -> Iterator[Finding]:
     """Checks what does not depend on a configuration."""
     yield _packages()
     yield _torch()
+    yield from _engines()
     yield _decoders()
 
 
@@ -58,6 +59,7 @@ def examine_node(config: "Config", echo: Echo) -> Iterator[Finding]:
     """Checks the folders, the models, the port and the peers of a configured node."""
     yield _state_dir(config)
     yield from _models(config)
+    yield from _wanted_engine(config)
     yield from _tls(config)
     yield _listener(config)
     yield _senders(config)
@@ -82,6 +84,39 @@ def _torch() -> Finding:
         names = ", ".join(torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count()))
         return Finding("torch", Health.OK, f"torch {torch.__version__}, CUDA: {names}")
     return Finding("torch", Health.OK, f"torch {torch.__version__}, CPU only ({torch.get_num_threads()} threads)")
+
+
+def _engines() -> Iterator[Finding]:
+    """Answers each library that networks may run on beside torch; one that is absent is no fault."""
+    from node.inference.engines.backends import TORCH
+
+    for name, (version_told, fault) in _backends().items():
+        if name != TORCH:
+            reason, _, advice = fault.partition(" → ")
+            text = f"{version_told} can be used" if not fault else f"{version_told} cannot be used: {reason}" if version_told else reason
+            yield Finding(f"engine {name}", Health.OK, text, advice)
+
+
+def _wanted_engine(config: "Config") -> Iterator[Finding]:
+    """A warning where the configuration names a library that cannot be used: networks run on torch then."""
+    _, fault = _backends().get(config.worker.engine, ("", ""))
+    if fault:
+        reason, _, advice = fault.partition(" → ")
+        text = f"worker.engine is {config.worker.engine}, which cannot be used: {reason}; networks run on torch"
+        yield Finding("worker.engine", Health.WARNING, text, advice or 'worker.engine = "auto"')
+
+
+def _backends() -> dict[str, tuple[str, str]]:
+    """Answers version and fault of each library, on the device where it fares best."""
+    from node.inference.engines.backends import find_backends
+    from node.inference.engines.hardware import cuda_driver
+
+    devices = ("cpu",) if cuda_driver().fault else ("cpu", "cuda:0")
+    found: dict[str, tuple[str, str]] = {}
+    for backend in (one for device in devices for one in find_backends(device)):
+        if backend.name not in found or not backend.fault:
+            found[backend.name] = (backend.version, backend.fault)
+    return found
 
 
 def _decoders() -> Finding:

@@ -19,7 +19,10 @@ log = structlog.get_logger("radnode")
 
 
 class Loaded(Model, Protocol):
-    """A model that can be dropped."""
+    """A model that can be run once for nothing, and dropped."""
+
+    def warm_up(self) -> None:
+        """Runs its network once where that is possible."""
 
     def close(self) -> None:
         """Frees its engine."""
@@ -52,6 +55,7 @@ class ModelShelf:
         if name not in self._models:
             before = used_bytes(self._device)
             model = self._load(name, rung)
+            model.warm_up()
             self._models[name] = (model, max(0, used_bytes(self._device) - before))
         self._models.move_to_end(name)
         held = {one: size for one, (_, size) in self._models.items()}

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from node.domain.volume import Volume
-from node.inference.recipe import read_recipe
 from node.inference.preprocess import as_meta_tensor
+from node.inference.recipe import read_recipe
 from tests.realdata import data_dir
 
 ORGAN_FROM: Final = 145.0
@@ -191,7 +191,9 @@ def write_card(folder: Path, segments: Mapping[int, str], *, modality: str = "CT
     """Writes a card for a bundle with safetensors: label values and labels, and the inputs of a network with several."""
     digest = hashlib.sha256((folder / "models" / "model.safetensors").read_bytes()).hexdigest()
     head = CARD.format(name=folder.name, version="1.0.0", sha256=digest).partition("[[inputs]]")[0]
-    inputs = "".join(f'[[inputs]]\nmodality = ["{modality}"]\n' + (f'channel = "{channel}"\n' if channel else "") for channel in channels or [""])
+    inputs = "".join(
+        f'[[inputs]]\nmodality = ["{modality}"]\n' + (f'channel = "{channel}"\n' if channel else "") for channel in channels or [""]
+    )
     structures = "".join(
         f'[[segments]]\nlabel_value = {value}\nlabel = "{label}"\n'
         'category = { value = "91723000", scheme = "SCT", meaning = "Anatomical Structure" }\n'

@@ -22,8 +22,6 @@ from node.cli.common import (
 from node.codes import ExitCode
 
 if TYPE_CHECKING:
-    import torch
-
     from node.inference.engines.build import Trial
     from node.inference.engines.select import EngineWish
     from node.inference.engines.store import EngineStore, Kept
@@ -155,14 +153,10 @@ def _trial(arguments: argparse.Namespace) -> "Trial | None":
     if task.window is None:
         say(f"{card.name} runs on torch: {task.why_no_window}")
         return None
-    if arguments.threads:
-        import torch
-
-        torch.set_num_threads(arguments.threads)
     return Trial(network.eval(), task, Place(arguments.device, arguments.threads), arguments.engine)
 
 
-def _samples(arguments: argparse.Namespace, trial: "Trial") -> "list[torch.Tensor]":
+def _samples(arguments: argparse.Namespace, trial: "Trial") -> list[Any]:
     """Answers the windows of a study in which the network finds the most."""
     from node.cli.local_study import read_study
     from node.cli.run import chosen_files

@@ -30,8 +30,8 @@ from node.conformance_statement.observed import (
     told_code,
 )
 from node.conformance_statement.specimen import RESULT_OBJECTS, ResultObject, Specimen, objects_of, specimens
-from node.domain.modelcard import ModelCard
 from node.evidence.header import DESCRIPTION, IDENTITY
+from node.evidence.sop_common import codes_of
 
 _CONTENT: Final = "sr-document-content"
 _CONTENT_KEYWORDS: Final = frozenset(
@@ -41,7 +41,7 @@ _CONTENT_KEYWORDS: Final = frozenset(
 
 _COPIED: Final = frozenset({*IDENTITY, *DESCRIPTION, "SpecificCharacterSet"})
 
-_STRUCTURE: Final = "the type of the structure (model card)"
+_STRUCTURE: Final = "the structure, the kind of box or the question (model card)"
 
 INCLUDED_TEMPLATES: Final[Mapping[str, str]] = {
     "1204": "Language of Content Item and Descendants",
@@ -54,8 +54,8 @@ INCLUDED_TEMPLATES: Final[Mapping[str, str]] = {
 
 TEMPLATES: Final[Mapping[str, str]] = {
     "1500": "Measurement Report: the root",
-    "1410": "Planar ROI Measurements and Qualitative Evaluations: the outline of a structure on one image",
-    "1411": "Volumetric ROI Measurements and Qualitative Evaluations: a structure that was outlined",
+    "1410": "Planar ROI Measurements and Qualitative Evaluations: the outline of a structure, the cut of a box or a point on one image",
+    "1411": "Volumetric ROI Measurements and Qualitative Evaluations: a structure that was outlined, a box or a point in space",
     "1501": "Measurement and Qualitative Evaluation Group: what has no place of its own on an image",
 }
 """PS3.16 templates of the report's containers, which name them: told of those that are there."""
@@ -221,7 +221,9 @@ def _attributes(rows: Sequence[_Row]) -> str:
 def _content(exhibit: Exhibit) -> str:
     seen = {}
     for name, dataset in exhibit.made.items():
-        types = {(one.type.value, one.type.scheme) for one in exhibit.specimens[name].result.card.segments}
+        card = exhibit.specimens[name].result.card
+        kinds = [*(one.type for one in card.segments), *(one.type for one in card.detections), *(one.concept for one in card.evaluations)]
+        types = {(kind.value, kind.scheme) for kind in kinds}
         seen[name] = Seen()
         root = (_step_of(dataset, types),)
         seen[name].hold((), {root})
@@ -269,6 +271,7 @@ def _value_of(item: Dataset) -> str:
             f"{item.MeasuredValueSequence[0].NumericValue} {told_code(item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0])}"
         ),
         "SCOORD": lambda: f"{item.GraphicType} {item.GraphicData}",
+        "SCOORD3D": lambda: f"{item.GraphicType} {item.GraphicData}",
         "IMAGE": lambda: str(item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID),
     }
     return readers.get(str(item.ValueType), lambda: "items")()
@@ -296,7 +299,7 @@ def _codes(exhibit: Exhibit) -> str:
     rows: dict[tuple[str, str], tuple[str, ...]] = {}
     for name, dataset in exhibit.made.items():
         card = exhibit.specimens[name].result.card
-        of_model = {(code.value, code.scheme) for code in (card.family, *_codes_of(card))} - ours
+        of_model = {(code.value, code.scheme) for code in (card.family, *codes_of(card))} - ours
         for keyword, item in _code_items(dataset):
             own = (str(item.CodeValue), str(item.CodingSchemeDesignator))
             if own not in of_model and own[1] != "99SCANNER":
@@ -305,14 +308,9 @@ def _codes(exhibit: Exhibit) -> str:
     cells = [(value, scheme, meaning, uses, _groups_of(value, scheme)) for (value, scheme), (meaning, uses) in sorted(rows.items())]
     return paragraphs(
         table(("code value", "scheme", "meaning", "in", "context group"), cells),
-        "Codes of structures (category, type, region, side) are those of the model card; codes of procedures are those of the source "
+        "Codes of structures, boxes and points (category, type, region, side), of questions and answers are those of the model card; codes of procedures are those of the source "
         "images, where they state any. Private schemes of a model (99…) are identified in Coding Scheme Identification Sequence.",
     )
-
-
-def _codes_of(card: ModelCard) -> list[codes.Code]:
-    found = [code for one in card.segments for code in (one.category, one.type, one.anatomic_region, one.laterality)]
-    return [code for code in found if code is not None]
 
 
 def _code_items(dataset: Dataset) -> Iterator[tuple[str, Dataset]]:

@@ -20,6 +20,7 @@ ORIGINS: Final[Mapping[str, str]] = {
     "model": "MODEL",
     "result": "RESULT",
     "one structure": "RESULT",
+    "findings": "RESULT",
     "degraded": "RESULT",
     "nothing found": "RESULT",
     "not attempted, with a prior": "RESULT",

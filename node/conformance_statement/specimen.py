@@ -16,9 +16,20 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, MRImageStorage
 
 from node.codes import UCUM_HOUNSFIELD, Code
+from node.domain.findings import Detection, Evaluation, Landmark
 from node.domain.identifiers import derive_uid
 from node.domain.measurement import measure
-from node.domain.modelcard import MEASURABLE, InputRequirement, ModelCard, SegmentDefinition, WeightsFile
+from node.domain.modelcard import (
+    MEASURABLE,
+    AnswerDefinition,
+    DetectionDefinition,
+    EvaluationDefinition,
+    InputRequirement,
+    LandmarkDefinition,
+    ModelCard,
+    SegmentDefinition,
+    WeightsFile,
+)
 from node.domain.result import PredecessorDocument, Provenance, Result
 from node.domain.states import Outcome
 from node.domain.volume import LabelMap, Plane, QualityNote, SourceGrid, Volume, VolumeGeometry
@@ -114,18 +125,14 @@ def _where_outlined(
 
 
 _ASKED: Final = "where a destination asks for it (`objects`)"
+_PLACED: Final = "a structure was outlined, or a box or a point found"
 RESULT_OBJECTS: Final = (
     ResultObject("seg", "Segmentation", "when a structure was outlined", _segmentation),
     ResultObject("sr", "Comprehensive 3D SR", "for every job, whatever its outcome", _report),
     ResultObject("labelmap", "Label Map Segmentation", f"{_ASKED}, and a structure was outlined", _where_outlined(encode_label_map)),
     ResultObject("sc", "Secondary Capture Image", f"{_ASKED}, and images were analysed", _secondary_capture),
-    ResultObject("kos", "Key Object Selection Document", f"{_ASKED}, and a structure was outlined", _where_outlined(encode_key_objects)),
-    ResultObject(
-        "gsps",
-        "Grayscale Softcopy Presentation State",
-        f"{_ASKED}, and a structure was outlined",
-        _where_outlined(encode_presentation_state),
-    ),
+    ResultObject("kos", "Key Object Selection Document", f"{_ASKED}, and {_PLACED}", _where_outlined(encode_key_objects)),
+    ResultObject("gsps", "Grayscale Softcopy Presentation State", f"{_ASKED}, and {_PLACED}", _where_outlined(encode_presentation_state)),
     ResultObject("rtstruct", "RT Structure Set", f"{_ASKED}, and a structure was outlined", _where_outlined(encode_structure_set)),
     ResultObject("pdf", "Encapsulated PDF", _ASKED, _pdf),
     ResultObject("pm", "Parametric Map", f"{_ASKED}, and the model gives one probability", _parametric_map),
@@ -161,6 +168,7 @@ def specimens() -> Mapping[str, Specimen]:
         "bare source": _specimen(_card(), _bare(first.sources), _labels()),
         "multi-frame source": _multi_frame(first),
         "lossy tilted source": _specimen(_card(), _lossy_and_tilted(first.sources), _labels()),
+        "findings": replace(first, result=_with_findings(first.result)),
         "degraded": replace(first, result=replace(first.result, notes=notes)),
         "late image": replace(first, context=replace(first.context, predecessor=earlier)),
         "nothing found": _specimen(_card(), first.sources, _labels(structures=0)),
@@ -177,6 +185,27 @@ def _specimen(card: ModelCard, sources: tuple[Dataset, ...], labels: NDArray[np.
     provenance = Provenance(engine="engine", weights_sha256=("ab" * 32,), device_uid=card.device_uid)
     context = EvidenceContext("job", datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC), "RADNODE", "serial")
     return Specimen(Result(card, outcome, segments, label_map, provenance=provenance), sources, context)
+
+
+def _with_findings(result: Result) -> Result:
+    """Answers a result that answers a question besides, and has found a box and a point."""
+    assert result.label_map is not None  # noqa: S101 - the caller has asked
+    question = EvaluationDefinition(
+        Code("1386000", "SCT", "Intracranial hemorrhage"), (AnswerDefinition(0, "-", Code("1386000", "SCT", "Intracranial hemorrhage")),)
+    )
+    box = DetectionDefinition(0, "Box", Code("49755003", "SCT", "Morphologically Abnormal Structure"), Code("4147007", "SCT", "Mass"))
+    point = LandmarkDefinition(0, "Point", Code("28700002", "SCT", "Carina"))
+    grid = result.label_map.source
+    x, y, z = grid.planes[0].image_position_patient
+    middle = (x + 8.0, y + 8.0, z)
+    return replace(
+        result,
+        card=replace(result.card, evaluations=(question,), detections=(box,), landmarks=(point,)),
+        evaluations=(Evaluation(question, (0.9,), grid.planes[0]),),
+        detections=(Detection(box, 0.8, middle, ((2.0, 0.0, 0.0), (0.0, 3.0, 0.0), (0.0, 0.0, 4.0))),),
+        landmarks=(Landmark(point, 0.7, middle),),
+        grids=(grid,),
+    )
 
 
 def _ended(specimen: Specimen, outcome: Outcome) -> Specimen:

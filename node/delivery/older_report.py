@@ -18,7 +18,9 @@ def leave_out_space(report: Dataset) -> None:
         groups = list(container.get("ContentSequence") or [])
         in_space = [number for number, one in enumerate(groups) if _concept(one) == _MEASUREMENT_GROUP and "SCOORD3D" in value_types(one)]
         on_images = {_tracking_uid(one) for number, one in enumerate(groups) if number not in in_space and "SCOORD" in value_types(one)}
-        left_out = {number for number in in_space if _tracking_uid(groups[number]) in on_images and "NUM" not in value_types(groups[number])}
+        left_out = {
+            number for number in in_space if _tracking_uid(groups[number]) in on_images and "NUM" not in value_types(groups[number])
+        }
         if left_out:
             container.ContentSequence = [one for number, one in enumerate(groups) if number not in left_out]
 

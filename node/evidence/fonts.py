@@ -70,8 +70,9 @@ def font_paths() -> tuple[str, ...]:
 def _runs(text: str) -> list[tuple[str, str]]:
     """Answers the text in pieces of one font each: its path, '' for Pillow's own."""
     runs: list[tuple[str, str]] = []
+    paths = ("", *font_paths())
     for letter in text:
-        for path, drawn in _drawn(letter, ("", *font_paths())):
+        for path, drawn in _drawn(letter, paths):
             if runs and runs[-1][0] == path:
                 runs[-1] = (path, runs[-1][1] + drawn)
             else:

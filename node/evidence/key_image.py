@@ -231,14 +231,21 @@ def _draw_cross(draw: ImageDraw.ImageDraw, place: NDArray[np.float64], color: Co
 def _paint(pixels: NDArray[np.float64], labels: NDArray[np.uint8], result: Result) -> None:
     """Fills every structure thinly and draws its outline."""
     assert result.label_map is not None  # noqa: S101 - the caller has asked
+    boxes = ndimage.find_objects(labels, max_label=255)
     for segment in result.segments:
-        mask = result.label_map.values_of(segment.definition.label_value)[labels]
-        if not mask.any():
+        is_its_value = result.label_map.values_of(segment.definition.label_value)
+        around = [boxes[value - 1] for value in np.flatnonzero(is_its_value) if value and boxes[value - 1] is not None]
+        if not around:
             continue
+        part = tuple(
+            slice(max(0, min(box[axis].start for box in around) - _CONTOUR_PIXELS), max(box[axis].stop for box in around) + _CONTOUR_PIXELS)
+            for axis in (0, 1)
+        )
+        mask, shown = is_its_value[labels[part]], pixels[part]
         color = np.asarray(segment.definition.rgb, dtype=np.float64)
-        pixels[mask] = (1 - _FILL_SHARE) * pixels[mask] + _FILL_SHARE * color
+        shown[mask] = (1 - _FILL_SHARE) * shown[mask] + _FILL_SHARE * color
         outline = mask & ~ndimage.binary_erosion(mask, iterations=_CONTOUR_PIXELS, border_value=1)
-        pixels[outline] = color
+        shown[outline] = color
 
 
 def window_of(volume: Volume, result: Result) -> tuple[float, float]:

@@ -71,13 +71,12 @@ def encode_report(
         del report[0].ContentSequence[-1]
     report[0].ContentSequence.append(conclusions(result))
     cited = [*images, segmentation] if segmentation is not None else images
-    outlined = _outlined_images(report[0])
-    stand_ins = [normalise_source(image) for image in images if image is images[0] or str(image.SOPInstanceUID) in outlined]
-    for stand_in in stand_ins:
-        stand_in.SOPClassUID = SecondaryCaptureImageStorage  # highdicom knows no private class; `_cite` writes the true one
-    stand_ins += [normalise_source(object_) for object_ in cited[len(images) :]]
+    content = report[0].ContentSequence
+    report[0].ContentSequence = content[:1]  # highdicom copies and searches all of it: of a hundred structures, for seconds
+    stand_in = normalise_source(images[0])
+    stand_in.SOPClassUID = SecondaryCaptureImageStorage  # highdicom knows no private class; `_cite` writes the true one
     made = Comprehensive3DSR(
-        evidence=stand_ins,
+        evidence=[stand_in],
         content=report[0],
         series_instance_uid=context.uid(role, "series"),
         series_number=series_number(images[0], 2),
@@ -90,6 +89,7 @@ def encode_report(
         transfer_syntax_uid=ExplicitVRLittleEndian,
         **equipment(context),
     )
+    made.ContentSequence = content
     _cite(made, cited)
     _tell_procedure(made, images[0])
     _tell_completion(made, result)
@@ -108,14 +108,6 @@ def _used_images(result: Result, sources: Sequence[Dataset]) -> list[Dataset]:
     series = {str(image.SeriesInstanceUID) for image in images}
     others = (source for source in sources if str(source.SeriesInstanceUID) not in series)
     return [*images, *sorted(others, key=lambda one: (str(one.SeriesInstanceUID), str(one.SOPInstanceUID)))]
-
-
-def _outlined_images(item: Dataset) -> set[str]:
-    """Answers the SOP Instance UIDs of the images below a content item: highdicom wants to see each."""
-    found = {str(one.ReferencedSOPInstanceUID) for one in item.get("ReferencedSOPSequence") or []}
-    for child in item.get("ContentSequence") or []:
-        found |= _outlined_images(child)
-    return found
 
 
 def _no_group(context: EvidenceContext) -> MeasurementsAndQualitativeEvaluations:

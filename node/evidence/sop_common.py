@@ -18,7 +18,7 @@ from node.codes import (
     PROCESSING_EQUIPMENT,
     Code,
 )
-from node.domain.modelcard import ModelCard
+from node.domain.modelcard import DetectionDefinition, ModelCard, SegmentDefinition
 from node.domain.result import Result
 from node.evidence.context import EvidenceContext
 from node.evidence.exact import copy_exactly, new_item
@@ -58,11 +58,12 @@ def device_uid(result: Result) -> str:
 
 
 def algorithm_parameters(result: Result) -> str:
-    """Answers what, beside the model itself, made the result: the engine and the exact weights."""
+    """Answers what, beside the model itself, made the result: the engine, the exact weights, and the gate that the engine passed."""
     if result.provenance is None:
         return ""
     weights = ", ".join(result.provenance.weights_sha256)
-    return f"engine: {result.provenance.engine}; weights sha256: {weights}"
+    parity = f"; agreement: {result.provenance.parity}" if result.provenance.parity else ""
+    return f"engine: {result.provenance.engine}; weights sha256: {weights}{parity}"
 
 
 def series_description(card: ModelCard, modality: str) -> str:
@@ -147,9 +148,8 @@ def _contributing_equipment(source: Dataset, result: Result, context: EvidenceCo
 
 def _add_private_coding_schemes(evidence: Dataset, card: ModelCard) -> None:
     """Names the coding schemes of the model's own (99...), which no registry knows (PS3.3 C.12.1.1.5)."""
-    used = [code for segment in card.segments for code in (segment.category, segment.type, segment.anatomic_region) if code]
     items = []
-    for scheme in sorted({code.scheme for code in used if code.scheme.startswith("99")}):
+    for scheme in sorted({code.scheme for code in codes_of(card) if code.scheme.startswith("99")}):
         item = Dataset()
         item.CodingSchemeDesignator = scheme
         item.CodingSchemeName = f"Private codes of {card.title}"
@@ -157,6 +157,18 @@ def _add_private_coding_schemes(evidence: Dataset, card: ModelCard) -> None:
         items.append(item)
     if items:
         evidence.CodingSchemeIdentificationSequence = items
+
+
+def codes_of(card: ModelCard) -> list[Code]:
+    """Answers every code of what a model reports."""
+    found: list[Code | None] = []
+    kinds: list[SegmentDefinition | DetectionDefinition] = [*card.segments, *card.detections]
+    for kind in kinds:
+        found += [kind.category, kind.type, kind.anatomic_region, kind.laterality]
+    for question in card.evaluations:
+        found += [question.concept, *(answer.code for answer in question.answers)]
+    found += [point.type for point in card.landmarks]
+    return [code for code in found if code is not None]
 
 
 def _stamp(evidence: Dataset, context: EvidenceContext) -> None:

@@ -17,6 +17,7 @@ from node.domain.volume import Volume
 from node.errors import BundleInvalid
 from node.inference.classify import classify
 from node.inference.detect import Detector, load_detector
+from node.inference.engines.onnx_export import Window
 from node.inference.engines.select import EngineWish, open_engine
 from node.inference.engines.serving import ServingEngine
 from node.inference.engines.task import NetworkTask, Place, window_of
@@ -31,11 +32,12 @@ from node.inference.weights import require_weights
 class Bundle:
     """A loaded model, warm."""
 
-    def __init__(self, card: ModelCard, engine: ServingEngine, recipe: Recipe) -> None:
-        """Use `load_bundle`."""
+    def __init__(self, card: ModelCard, engine: ServingEngine, recipe: Recipe, window: Window | None = None) -> None:
+        """Use `load_bundle`. `window`: what the network is fed, where that is always the same."""
         self.card = card
         self.recipe = recipe
         self._engine = engine
+        self._window = window
 
     @property
     def provenance(self) -> Provenance:
@@ -55,6 +57,11 @@ class Bundle:
         self._engine.refresh()
         findings = self._find(images, progress)
         return replace(findings, provenance_notes=(*findings.provenance_notes, *self._engine.take_notes()))
+
+    def warm_up(self) -> None:
+        """Runs the network once, so that the first study does not wait for kernels and memory; nothing where its input has no fixed size."""
+        if self._window is not None:
+            self._engine.infer(torch.zeros(self._window.batch(self._engine.preferred_batch)))
 
     def close(self) -> None:
         """Frees the engine."""
@@ -88,8 +95,9 @@ def load_bundle(
         weights = card.weights[0]
         return load_detector(folder, card, lambda network: load_weights(network, folder / weights.file, weights, {}), device=device)
     network, recipe = read_network(folder, card)
-    engine = open_engine(network, network_task(folder, card, network, recipe), Place(device, threads), engines or EngineWish())
-    return Bundle(card, engine, recipe)
+    task = network_task(folder, card, network, recipe)
+    engine = open_engine(network, task, Place(device, threads), engines or EngineWish())
+    return Bundle(card, engine, recipe, task.window)
 
 
 def read_network(folder: Path, card: ModelCard) -> tuple[torch.nn.Module, Recipe]:

@@ -97,7 +97,7 @@ def configuration_file(folder: Path) -> Path:
 
 def network_key(parser: ConfigParser) -> str | None:
     """Answers where the configuration says what the network is; None where it does not (TorchScript alone)."""
-    return next((key for key in NETWORKS if key in parser and parser[key]), None)
+    return next((key for key in NETWORKS if parser.get(key)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,9 @@ class Detector:
         progress(1.0)
         return Findings(detections=detections, stages=stages)
 
+    def warm_up(self) -> None:
+        """Does nothing: what a detector is fed has no fixed size."""
+
     def close(self) -> None:
         """Drops the network."""
         self._detector = self._inferer = self._network = None  # type: ignore[assignment]

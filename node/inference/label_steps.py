@@ -62,9 +62,7 @@ def fill_holes(decided: Decided, *, applied_labels: Iterable[int] | None = None,
     return decided
 
 
-def remove_small_objects(
-    decided: Decided, *, min_size: int = 64, connectivity: int = 1, independent_channels: bool = True
-) -> Decided:
+def remove_small_objects(decided: Decided, *, min_size: int = 64, connectivity: int = 1, independent_channels: bool = True) -> Decided:
     """RemoveSmallObjectsd, as it is: of several labels in one channel it drops whole labels, of one label its small parts."""
     if decided.channels > 1:
         dense = np.stack([decided.channel(index) for index in range(decided.channels)])

@@ -1,8 +1,8 @@
 """Models that nnU-Net v2 trained, as parts of a bundle: its preprocessing by plans.json, its network, the folds as one network.
 
 Written after the behaviour of nnU-Net 2.8 and compared with it (`tests/inference/test_nnunet.py` says how). Differences that remain:
-windows lie as MONAI lays them (the last one moved back, where nnU-Net spreads them evenly), scores are brought back to the images by one
-linear interpolation (nnU-Net: nearest between thick slices), and images are not mirrored at test time.
+scores are summed up in single precision (nnU-Net: half) and brought back to the images by one linear interpolation (nnU-Net: the
+nearest between thick slices), and images are not mirrored at test time.
 """
 
 import importlib
@@ -14,17 +14,22 @@ from typing import Any, Final, cast
 import numpy as np
 import torch
 from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
 from monai.transforms import MapTransform, Orientation
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from node.errors import BundleInvalid
 from node.inference.nnunet_plans import ARCHITECTURES, LAYER_KEYS, architecture_of, configuration_of, heads_of
+from node.inference.sliding_window import Windows
 
 ANISOTROPY: Final = 3.0
 """Slices thicker than this many times the pixels are resampled slice by slice, and by the nearest slice across."""
 
 EPSILON: Final = 1e-8
+STEP: Final = 0.5
+SIGMA: Final = 1 / 8
+VALUE_SCALE: Final = 10.0
 
 Image = NDArray[np.float32]
 
@@ -153,20 +158,55 @@ def _resized(image: Image, size: tuple[int, ...]) -> NDArray[np.float64]:
     return np.asarray(np.clip(zoomed, image.min(), image.max()))
 
 
-class FoldEnsemble(torch.nn.Module):
-    """Several networks of one kind; their scores are averaged."""
+class EvenWindows(SlidingWindowInferer):
+    """nnU-Net's windows: spread evenly over the image, half a window apart at most, weighted by its Gaussian."""
 
-    def __init__(self, folds: Sequence[torch.nn.Module]) -> None:
+    def lay_windows(self, size: Sequence[int]) -> Windows:
+        """Answers the windows of an image of this size."""
+        roi = tuple(int(extent) for extent in np.atleast_1d(self.roi_size))
+        missing = [max(window - extent, 0) for window, extent in zip(roi, size, strict=True)]
+        return Windows(
+            size=tuple(size),
+            before=tuple(more // 2 for more in missing),
+            after=tuple(more - more // 2 for more in missing),
+            roi=roi,
+            starts=tuple(_even_starts(extent + more, window) for extent, more, window in zip(size, missing, roi, strict=True)),
+            weights=_gaussian(roi),
+        )
+
+
+def _even_starts(extent: int, window: int) -> tuple[int, ...]:
+    count = int(np.ceil((extent - window) / max(window * STEP, 1))) + 1
+    return tuple(round(place * (extent - window) / max(count - 1, 1)) for place in range(count))
+
+
+def _gaussian(roi: Sequence[int]) -> torch.Tensor:
+    """A Gaussian of an eighth of the window around its middle voxel; in half precision, as nnU-Net has it, and nowhere zero."""
+    peak = np.zeros(roi)
+    peak[tuple(extent // 2 for extent in roi)] = 1.0
+    weights = ndimage.gaussian_filter(peak, [extent * SIGMA for extent in roi], mode="constant")
+    halved = torch.from_numpy(weights / weights.max() * VALUE_SCALE).to(torch.float16)
+    halved[halved == 0] = halved[halved > 0].min()
+    return halved.float()
+
+
+class FoldEnsemble(torch.nn.Module):
+    """Several networks of one kind; their scores are averaged. Networks of slices see windows that are one slice thick."""
+
+    def __init__(self, folds: Sequence[torch.nn.Module], *, of_slices: bool = False) -> None:
         """All of them take the same image."""
         super().__init__()
+        self.of_slices = of_slices
         self.folds = torch.nn.ModuleList(folds)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Answers the mean of the folds' scores."""
+        image = image[:, :, 0] if self.of_slices else image
         total: torch.Tensor = self.folds[0](image)
         for fold in self.folds[1:]:
             total = total + fold(image)
-        return total / len(self.folds)
+        total = total / len(self.folds)
+        return total[:, :, None] if self.of_slices else total
 
 
 def build_network(plans: str, dataset: str, configuration: str, folds: int = 1) -> torch.nn.Module:
@@ -179,11 +219,13 @@ def build_network(plans: str, dataset: str, configuration: str, folds: int = 1) 
     settings = configuration_of(table, configuration)
     name, arguments = architecture_of(settings)
     channels = described.get("channel_names") or described["modality"]
-    layers: dict[str, Any] = {key: getattr(torch.nn, arguments[key]) if arguments.get(key) else None for key in LAYER_KEYS if key in arguments}
+    layers: dict[str, Any] = {
+        key: getattr(torch.nn, arguments[key]) if arguments.get(key) else None for key in LAYER_KEYS if key in arguments
+    }
     arguments |= {"deep_supervision": False, **layers}
     kind = _architecture(name)
     made = [kind(input_channels=len(channels), num_classes=heads_of(described), **arguments) for _ in range(folds)]
-    return FoldEnsemble(made)
+    return FoldEnsemble(made, of_slices=len(settings["patch_size"]) == 2)
 
 
 def _architecture(name: str) -> Any:

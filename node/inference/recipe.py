@@ -1,9 +1,10 @@
 """What radnode takes from a MONAI bundle: how to prepare, what to run, how to end."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from monai.bundle import ConfigParser
@@ -20,6 +21,8 @@ CLASSIFICATION: Final = "classification"
 DETECTION: Final = "detection"
 LANDMARKS: Final = "landmarks"
 IMAGE: Final = "image"
+
+Answer = TypeVar("Answer")
 
 _NO_NETWORK: Final = "its configuration names no network_def, and its card no weights of format torchscript"
 
@@ -105,10 +108,11 @@ def _read(folder: Path, task: str, torchscript: Path | None) -> Recipe:
     )
 
 
-def guarded(folder: Path, work: Callable[[], Any]) -> Any:
+def guarded(folder: Path, work: Callable[[], Answer]) -> Answer:
     """Answers what `work` does with a bundle's configuration; whatever it raises is the bundle's fault."""
     try:
-        with importable(folder):
+        with importable(folder), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of names and defaults that MONAI has changed since the bundle was written
             return work()
     except NodeError:
         raise
@@ -120,7 +124,7 @@ def guarded(folder: Path, work: Callable[[], Any]) -> Any:
 
 def _network(folder: Path, torchscript: Path | None) -> torch.nn.Module:
     if torchscript is not None:
-        script: torch.nn.Module = torch.jit.load(str(torchscript), map_location="cpu")
+        script: torch.nn.Module = torch.jit.load(str(torchscript), map_location="cpu")  # type: ignore[no-untyped-call]
         return script
     parser = open_configuration(folder)
     network = parser.get_parsed_content(str(network_key(parser)))
@@ -150,7 +154,7 @@ def _preprocessing(parser: ConfigParser) -> tuple[Compose, str]:
 
 def _in_channels(parser: ConfigParser, key: str | None) -> int:
     inputs = parser.get("_meta_::network_data_format::inputs", None) or {}
-    first = next(iter(inputs.values()), {}) if isinstance(inputs, dict) else {}
+    first: Any = next(iter(inputs.values()), {}) if isinstance(inputs, dict) else {}
     if isinstance(first, dict) and isinstance(first.get("num_channels"), int):
         return int(first["num_channels"])
     return _argument(parser, key, "in_channels", 1)

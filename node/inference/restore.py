@@ -35,28 +35,39 @@ class Line:
     coordinate: NDArray[np.float64]
     size: int
     """Of the network's grid."""
+    ends: tuple[int, int]
+    """First and last index of the grid that the image was sampled on: before it was cropped or padded to the network's grid."""
+    padding: str = "border"
+    """What lies beyond the ends: the end voxels, or zeros. Zeros lie beyond the network's grid where it was cropped."""
     exact_nearest: NDArray[np.intp] | None = None
     """The nearest voxels where it is known how MONAI rounds halves on its way back."""
 
     @property
     def nearest(self) -> NDArray[np.intp]:
-        """Answers the voxel nearest to each pixel, the end voxels for what lies beyond."""
-        return np.rint(self.place).astype(np.intp) if self.exact_nearest is None else self.exact_nearest
+        """Answers the voxel nearest to each pixel, -1 where there is none."""
+        nearest = np.rint(self.place).astype(np.intp) if self.exact_nearest is None else self.exact_nearest
+        low, high = max(0, self.ends[0]), min(self.size - 1, self.ends[1])
+        is_there = _inside(self.coordinate, *self.ends) & (nearest >= low) & (nearest <= high)
+        return np.where(is_there, nearest, -1)
 
     @property
     def place(self) -> NDArray[np.float64]:
-        """Answers the coordinate, moved to the end voxels where it lies beyond them."""
-        return np.clip(self.coordinate, 0, self.size - 1)
-
-    @property
-    def inside(self) -> NDArray[np.bool_]:
-        """Answers which pixels the network's grid reaches."""
-        return _inside(self.coordinate, self.size)
+        """Answers the coordinate, moved to the end voxels where these lie beyond the ends."""
+        return np.clip(self.coordinate, *self.ends) if self.padding == "border" else self.coordinate
 
     def answered_by(self, owned: tuple[int, int]) -> slice:
-        """Answers the pixels whose last neighbour along this axis is one of the voxels `owned`."""
-        found = np.flatnonzero(self.inside & _answered(self.place, owned))
+        """Answers the pixels whose upper neighbour along this axis is one of the voxels `owned`."""
+        place = self.place
+        reached = _inside(self.coordinate, *self.ends) & (place > -1) & (place < self.size)
+        found = np.flatnonzero(reached & _answered(place, owned, self.size))
         return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
+
+    def taps(self, part: slice, whole: tuple[int, int]) -> Taps:
+        """Answers how some pixels are mixed out of the voxels `whole` of a block."""
+        low, high = max(0, self.ends[0]), min(self.size - 1, self.ends[1])
+        taps = taps_of(self.place[part] - low, high - low + 1, "zeros")
+        first, second = (np.clip(index + low, whole[0], whole[1] - 1) - whole[0] for index in (taps.first, taps.second))
+        return Taps(first, second, taps.first_weight, taps.second_weight)  # what was clipped here weighs nothing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,12 +109,12 @@ class WayBack:
         """Labels come back exactly as MONAI's inverse brings them, where the source is evenly spaced."""
         self.source = source
         self._size = tuple(prepared.image.shape[1:])
-        self._padding = prepared.resampled.padding if prepared.resampled else "border"
+        self._sampled = _Sampled(prepared)
         inverse = np.linalg.inv(prepared.patient_from_index)[:3]
         self._index_from_pixel = np.stack([inverse @ source.patient_from_pixel(plane) for plane in range(len(source.planes))])
         self._corner_from_index = prepared.patient_from_index
         self._axes = _axes_of(self._index_from_pixel[0], source)
-        self._groups = tuple(_exact(group, self._axes, prepared) for group in self._grouped()) if self._axes else ()
+        self._groups = tuple(self._grouped()) if self._axes else ()
 
     def patches(self, block: Block) -> Iterator[Patch]:
         """Yields the pixels that lie between the voxels of a block and those one below."""
@@ -114,9 +125,7 @@ class WayBack:
         for group in self._groups:
             found = [line.answered_by(block.owned[axis]) for line, axis in zip(group.lines, order, strict=True)]
             if all(part.start < part.stop for part in found):
-                taps = tuple(
-                    _taps(line, part, block.whole[axis], self._padding) for line, part, axis in zip(group.lines, found, order, strict=True)
-                )
+                taps = tuple(line.taps(part, block.whole[axis]) for line, part, axis in zip(group.lines, found, order, strict=True))
                 planes, rows, columns = found
                 first = group.first_plane
                 yield Patch((slice(first + planes.start, first + planes.stop), rows, columns), _Separable(order, taps))
@@ -130,12 +139,12 @@ class WayBack:
         turned = labels.transpose(self._axes)
 
         def one(group: _Group) -> None:
-            inside = [np.flatnonzero(line.inside) for line in group.lines]
-            nearest = [line.nearest[found] for line, found in zip(group.lines, inside, strict=True)]
-            for plane, index in zip(inside[0], nearest[0], strict=True):
-                taken = turned[index].take(nearest[1], axis=0).take(nearest[2], axis=1)
-                rows, columns = (slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0) for found in inside[1:])
-                result[group.first_plane + plane, rows, columns] = taken
+            nearest = [line.nearest for line in group.lines]
+            rows, columns = (_reached(index) for index in nearest[1:])
+            for plane, index in enumerate(nearest[0]):
+                if index >= 0:
+                    taken = turned[index].take(nearest[1][rows], axis=0).take(nearest[2][columns], axis=1)
+                    result[group.first_plane + plane, rows, columns] = taken
 
         map_on_all_cores(one, [part for group in self._groups for part in _split(group)])
         return result
@@ -153,7 +162,9 @@ class WayBack:
                 for axis, step, extent in zip((rows, columns), (0, 1), extents, strict=True)
             ]
             depth = offsets[first : first + (together.step), planes]
-            lines = (Line(_snapped(place), self._size[axis]) for place, axis in zip((depth, *along), self._axes, strict=True))
+            lines = (
+                self._sampled.line(_snapped(place), axis, self._size[axis]) for place, axis in zip((depth, *along), self._axes, strict=True)
+            )
             yield _Group(first, tuple(lines))  # type: ignore[arg-type]
 
     def _indices(self, plane: int, rows: slice, columns: slice) -> list[NDArray[np.float64]]:
@@ -171,15 +182,16 @@ class WayBack:
             index = self._indices(plane, *window)
             mine = np.ones(index[0].shape, dtype=np.bool_)
             for axis, place in enumerate(index):
-                mine &= _inside(place, self._size[axis]) & _answered(np.clip(place, 0, self._size[axis] - 1), block.owned[axis])
+                size = self._size[axis]
+                mine &= _inside(place, 0, size - 1) & _answered(np.clip(place, 0, size - 1), block.owned[axis], size)
             if mine.any():
-                yield Patch((slice(plane, plane + 1), *window), _Oblique(index, block.whole, self._size, self._padding), mine[None])
+                yield Patch((slice(plane, plane + 1), *window), _Oblique(index, block.whole, self._size), mine[None])
 
     def _bring_oblique(self, labels: NDArray[np.uint8], plane: int, result: NDArray[np.uint8]) -> None:
         index = self._indices(plane, slice(0, self.source.rows), slice(0, self.source.columns))
         inside = np.ones(result.shape, dtype=np.bool_)
         for place, size in zip(index, self._size, strict=True):
-            inside &= _inside(place, size)
+            inside &= _inside(place, 0, size - 1)
         i, j, k = (np.rint(np.clip(place[inside], 0, size - 1)).astype(np.intp) for place, size in zip(index, self._size, strict=True))
         result[inside] = labels[i, j, k]
 
@@ -291,8 +303,8 @@ def _mixed(values: torch.Tensor, axis: int, taps: Taps) -> torch.Tensor:
 class _Oblique:
     """Interpolation at places that lie anywhere between the voxels of a block."""
 
-    def __init__(self, index: list[NDArray[np.float64]], whole: Ranges, size: tuple[int, ...], padding: str) -> None:
-        places = index if padding == "zeros" else [np.clip(place, 0, extent - 1) for place, extent in zip(index, size, strict=True)]
+    def __init__(self, index: list[NDArray[np.float64]], whole: Ranges, size: tuple[int, ...]) -> None:
+        places = [np.clip(place, 0, extent - 1) for place, extent in zip(index, size, strict=True)]
         scaled = [2 * (place - low) / max(high - low - 1, 1) - 1 for place, (low, high) in zip(places, whole, strict=True)]
         self._grid = torch.from_numpy(np.stack(scaled[::-1], axis=-1)).float()[None, None]
 
@@ -303,13 +315,18 @@ class _Oblique:
         return sampled[0, 0]
 
 
-def _inside(coordinate: NDArray[np.float64], size: int) -> NDArray[np.bool_]:
-    return (coordinate >= -0.5 - _SNAP) & (coordinate <= size - 0.5 + _SNAP)
+def _inside(coordinate: NDArray[np.float64], first: int, last: int) -> NDArray[np.bool_]:
+    return (coordinate >= first - 0.5 - _SNAP) & (coordinate <= last + 0.5 + _SNAP)
 
 
-def _answered(place: NDArray[np.float64], owned: tuple[int, int]) -> NDArray[np.bool_]:
+def _answered(place: NDArray[np.float64], owned: tuple[int, int], size: int) -> NDArray[np.bool_]:
     low, high = owned
-    return (place <= high - 1) & ((place > low - 1) | (low == 0))
+    return ((place <= high - 1) | (high == size)) & ((place > low - 1) | (low == 0))
+
+
+def _reached(nearest: NDArray[np.intp]) -> slice:
+    found = np.flatnonzero(nearest >= 0)
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
 
 def _axes_of(index_from_pixel: NDArray[np.float64], source: SourceGrid) -> Axes | None:
@@ -326,46 +343,41 @@ def _snapped(coordinate: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.abs(coordinate - whole) < _SNAP, whole, coordinate)
 
 
-def _exact(group: _Group, axes: Axes | None, prepared: Prepared) -> _Group:
-    """Answers the same with the nearest voxels of MONAI's way back: which way halves round hangs on coordinates as torch computes them."""
-    if prepared.resampled is None or axes is None:
-        return group
-    back = parallel_axes(prepared.resampled.resampling.back)
-    if back is None:
-        return group
-    index_from_sampled = np.linalg.solve(_ras(prepared), prepared.resampled.resampling.to_affine)  # turned, flipped, cropped or padded
-    lines = []
-    for line, axis in zip(group.lines, axes, strict=True):
-        along = int(np.abs(index_from_sampled[axis, :3]).argmax())
-        sign, shift = np.rint(index_from_sampled[axis, [along, 3]])
-        sampled_size = prepared.resampled.resampling.to_size[along]
-        place = back.coordinates[along]
+class _Sampled:
+    """The grid that the image was sampled on, where that is known, and MONAI's way back from it."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._resampled, self._index_from_sampled, self._back = None, np.eye(4), None
+        if prepared.resampled is None:
+            return
+        resampling = prepared.resampled.resampling
+        matrix = np.linalg.solve(np.diag([-1.0, -1.0, 1.0, 1.0]) @ prepared.patient_from_index, resampling.to_affine)
+        if np.abs(matrix - np.rint(matrix)).max() < _SNAP:  # since then turned, flipped, cropped or padded, but not sampled again
+            self._resampled, self._index_from_sampled, self._back = prepared.resampled, np.rint(matrix), parallel_axes(resampling.back)
+
+    def line(self, coordinate: NDArray[np.float64], axis: int, size: int) -> Line:
+        """Answers where pixels lie along an axis of the network's grid. Which way halves round hangs on torch's own coordinates."""
+        if self._resampled is None or self._back is None:
+            return Line(coordinate, size, (0, size - 1))
+        along = int(np.abs(self._index_from_sampled[axis, :3]).argmax())
+        sign, shift = self._index_from_sampled[axis, [along, 3]]
+        last = self._resampled.resampling.to_size[along] - 1
+        ends = sorted((int(shift), int(shift + sign * last)))
+        line = Line(coordinate, size, (ends[0], ends[1]), self._resampled.padding)
+        place = self._back.coordinates[along]
         for order in (slice(None), slice(None, None, -1)):
-            agrees = len(place) == len(line.coordinate) and np.abs(sign * place[order] + shift - line.coordinate).max() < _SNAP
-            if agrees:
-                nearest = sign * np.rint(np.clip(place[order], 0, sampled_size - 1)) + shift
-                line = replace(line, exact_nearest=np.clip(nearest, 0, line.size - 1).astype(np.intp))  # noqa: PLW2901 - now exact
-                break
-        lines.append(line)
-    return replace(group, lines=(lines[0], lines[1], lines[2]))
-
-
-def _ras(prepared: Prepared) -> NDArray[np.float64]:
-    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ prepared.patient_from_index
-
-
-def _taps(line: Line, part: slice, whole: tuple[int, int], padding: str) -> Taps:
-    """Answers the taps of some pixels into the voxels of a block."""
-    taps = taps_of(line.coordinate[part], line.size, padding)
-    low, high = whole
-    first, second = (np.clip(index, low, high - 1) - low for index in (taps.first, taps.second))  # beyond lies only what weighs nothing
-    return Taps(first, second, taps.first_weight, taps.second_weight)
+            if len(place) == len(coordinate) and np.abs(sign * place[order] + shift - coordinate).max() < _SNAP:
+                rounded = np.rint(np.clip(place[order], 0, last) if line.padding == "border" else place[order])
+                nearest = sign * rounded + shift
+                return replace(line, exact_nearest=nearest.astype(np.intp))
+        return line
 
 
 def _split(group: _Group, planes: int = 32) -> Iterator[_Group]:
     """Yields a group in parts, for many cores."""
     depth, rows, columns = group.lines
     for first in range(0, len(depth.coordinate), planes):
-        exact = None if depth.exact_nearest is None else depth.exact_nearest[first : first + planes]
-        part = Line(depth.coordinate[first : first + planes], depth.size, exact)
+        some = slice(first, first + planes)
+        exact = None if depth.exact_nearest is None else depth.exact_nearest[some]
+        part = replace(depth, coordinate=depth.coordinate[some], exact_nearest=exact)
         yield _Group(group.first_plane + first, (part, rows, columns))

@@ -5,26 +5,24 @@ the bundle wants it so: the scores of the whole image are never held. What the i
 here (`sliding_window.py`), any other runs as it is and its output goes the same way, part by part.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from node.domain.findings import Findings
 from node.domain.volume import LabelMap, Volume
-from node.errors import BundleInvalid, DeviceOutOfMemory
+from node.errors import DeviceOutOfMemory
 from node.inference.engines import Engine
+from node.inference.labelling import Labelling, LabelsOnGrid, LabelsOnSource
 from node.inference.parallel import map_on_all_cores
-from node.inference.preprocess import Prepared, prepare
+from node.inference.preprocess import prepare
 from node.inference.recipe import Recipe
-from node.inference.restore import WayBack, bring_probability, can_win, contest, winners
-from node.inference.sliding_window import Batches, Block, DifferentSize, Stitcher, blocks_of, stitch, understands, windows_of
-from node.inference.tail import LARGEST_VALUE, ChannelSets, Decided, Tail, decide
+from node.inference.restore import WayBack, bring_probability
+from node.inference.sliding_window import Batches, DifferentSize, Stitcher, blocks_of, stitch, understands, windows_of
 
 
 def segment(images: Sequence[Volume], recipe: Recipe, engine: Engine, progress: Callable[[float], None] = lambda _: None) -> Findings:
@@ -39,7 +37,7 @@ def segment(images: Sequence[Volume], recipe: Recipe, engine: Engine, progress: 
         prepared = prepare(images, recipe.preprocessing, recipe.image_key)
         watch.lap("preprocess")
         way = WayBack(prepared, source)
-        result: _Result = _OnGrid(prepared, tail) if tail.decides_first else _OnSource(way, prepared, tail)
+        result: Labelling = LabelsOnGrid(prepared, tail) if tail.decides_first else LabelsOnSource(way, prepared, tail)
         batches = Batches(max(engine.preferred_batch, int(getattr(recipe.inferer, "sw_batch_size", 1))))
         with _told_as_ours(batches):
             _run(prepared.image, recipe, engine, result, batches, progress)
@@ -63,7 +61,7 @@ def segment(images: Sequence[Volume], recipe: Recipe, engine: Engine, progress: 
 
 
 def _run(
-    image: torch.Tensor, recipe: Recipe, engine: Engine, result: "_Result", batches: Batches, progress: Callable[[float], None]
+    image: torch.Tensor, recipe: Recipe, engine: Engine, result: Labelling, batches: Batches, progress: Callable[[float], None]
 ) -> None:
     if understands(recipe.inferer):
         windows = windows_of(recipe.inferer, image.shape[1:])  # type: ignore[arg-type]
@@ -79,108 +77,6 @@ def _run(
     output = torch.as_tensor(recipe.inferer(image[None], engine.infer))[0].float()
     batches.network_s += time.perf_counter() - began
     map_on_all_cores(result, blocks_of(output, result.skirt))
-
-
-class _Result:
-    """Takes finished blocks of scores and makes labels of them. Called from several threads, for different parts of the image."""
-
-    skirt = 0
-    """How many voxels below its own a block must hold."""
-
-    def __init__(self, shape: Sequence[int], tail: Tail) -> None:
-        self.probability: torch.Tensor | None = None
-        """The scores of the one structure on the network's grid, where they are wanted later."""
-        self._labels = np.zeros(tuple(shape), dtype=np.uint8)
-        self._tail = tail
-        self._sets = ChannelSets()
-        self._kind: Decided | None = None
-        self._seconds: list[float] = []
-
-    @property
-    def restore_s(self) -> float:
-        """Answers how long the threads took, on the average."""
-        return sum(self._seconds) / torch.get_num_threads()
-
-    @property
-    def is_averaged(self) -> bool:
-        """Answers whether the scores themselves count, and not only which is the highest."""
-        return True
-
-    def __call__(self, block: Block) -> None:
-        channels = len(block.values)
-        if self._tail.decision.threshold is None and channels > LARGEST_VALUE + 1:
-            raise BundleInvalid(f"the network tells {channels} classes apart: radnode keeps label values up to {LARGEST_VALUE}")
-        if self._kind is None:
-            self._kind = decide(block.values[:, :1, :1, :1], self._tail.decision, ChannelSets())
-        scores = self._tail.score(block.values.clone()) if self._tail.scores_first else block.values
-        self._take(block, scores)
-
-    def decided(self) -> Decided:
-        """Answers all labels. Sets of channels are numbered in their own order, whichever thread has met them first."""
-        assert self._kind is not None  # noqa: S101 - there is no image without a voxel
-        if self._tail.decision.threshold is None or not self._kind.members:
-            return replace(self._kind, values=self._labels)
-        members = self._sets.members
-        order = sorted(range(len(members)), key=lambda number: members[number])
-        table = np.zeros(LARGEST_VALUE + 1, dtype=np.uint8)
-        table[order] = np.arange(len(members))
-        return replace(self._kind, values=table[self._labels], members=tuple(members[number] for number in order))
-
-    def _take(self, block: Block, scores: torch.Tensor) -> None:
-        raise NotImplementedError
-
-
-class _OnGrid(_Result):
-    """Labels on the network's grid."""
-
-    def __init__(self, prepared: Prepared, tail: Tail) -> None:
-        super().__init__(prepared.image.shape[1:], tail)
-
-    @property
-    def is_averaged(self) -> bool:
-        return bool(self._tail.scores_first) or self._tail.decision.threshold is not None
-
-    def _take(self, block: Block, scores: torch.Tensor) -> None:
-        decision = self._tail.decision
-        values = winners(scores).numpy() if decision.threshold is None else decide(scores, decision, self._sets).values
-        self._labels[tuple(slice(*along) for along in block.owned)] = values
-
-
-class _OnSource(_Result):
-    """Labels on the source grid, of scores that are interpolated there."""
-
-    skirt = 1
-
-    def __init__(self, way: WayBack, prepared: Prepared, tail: Tail) -> None:
-        super().__init__(way.source.shape, tail)
-        self._way = way
-        self._size = tuple(prepared.image.shape[1:])
-        self._lock = threading.Lock()
-
-    def _take(self, block: Block, scores: torch.Tensor) -> None:
-        began = time.perf_counter()
-        self._keep_probability(block, scores)
-        decision = self._tail.decision
-        is_contest = decision.threshold is None and not self._tail.scores_last
-        candidates = can_win(scores) if is_contest else []
-        if candidates != [0]:
-            for patch in self._way.patches(block):
-                if is_contest:
-                    values = contest(scores, patch, candidates).numpy()
-                else:
-                    sampled = self._tail.finish_scores(torch.stack([patch.sample(channel) for channel in scores]))
-                    values = decide(sampled, decision, self._sets).values
-                patch.put(self._labels, values)
-        self._seconds.append(time.perf_counter() - began)
-
-    def _keep_probability(self, block: Block, scores: torch.Tensor) -> None:
-        if self._tail.decision.threshold is None or len(scores) > 1:
-            return
-        with self._lock:
-            if self.probability is None:
-                self.probability = torch.empty((1, *self._size))
-        i, j, k = (slice(*along) for along in block.whole)
-        self.probability[:, i, j, k] = scores
 
 
 class _Watch:

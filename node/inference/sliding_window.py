@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from monai.data.utils import compute_importance_map
@@ -81,13 +81,25 @@ class Block:
     """Which it holds: those it owns and, where wanted, one below along each axis."""
 
 
+@runtime_checkable
+class LaysWindows(Protocol):
+    """A sliding window of MONAI that has places and weights of its own (`nnunet.py`)."""
+
+    def lay_windows(self, size: Sequence[int]) -> Windows:
+        """Answers the windows of an image of this size."""
+
+
 def understands(inferer: Any) -> bool:
     """Answers whether an inferer is a sliding window that `stitch` does equally; any other runs as it is."""
-    return type(inferer) in {SlidingWindowInferer, SlidingWindowInfererAdapt} and not inferer.with_coord
+    return isinstance(inferer, LaysWindows) or (
+        type(inferer) in {SlidingWindowInferer, SlidingWindowInfererAdapt} and not inferer.with_coord
+    )
 
 
 def windows_of(inferer: SlidingWindowInferer, size: Sequence[int]) -> Windows:
-    """Answers the windows that MONAI would cut out of an image of this size."""
+    """Answers the windows that the inferer would cut out of an image of this size."""
+    if isinstance(inferer, LaysWindows):
+        return inferer.lay_windows(size)
     roi = fall_back_tuple(inferer.roi_size, size)
     missing = [max(window - extent, 0) for window, extent in zip(roi, size, strict=True)]
     padded = [extent + more for extent, more in zip(size, missing, strict=True)]
@@ -178,8 +190,8 @@ def stitch(image: torch.Tensor, inferer: SlidingWindowInferer, network: Network,
             raise DifferentSize
         batches.fit(output)
         del waiting[: len(taken)]
-        for window, values in zip(taken, output, strict=True):
-            stitcher.add(window, values)
+        stitcher.add(taken, output)
+        del output  # as large as all that waits between the windows: the next one must not come on top of it
         stitcher.progress(1 - len(waiting) / windows.count)
 
 
@@ -234,8 +246,12 @@ class Stitcher:
         self._cells: dict[tuple[int, ...], _Cell] = {}
         self._spares = _Spares()
 
-    def add(self, window: Ranges, values: torch.Tensor) -> None:
-        """Takes the scores of a window, (channels, i, j, k)."""
+    def add(self, windows: Sequence[Ranges], output: torch.Tensor) -> None:
+        """Takes the scores of some windows, (windows, channels, i, j, k)."""
+        for window, values in zip(windows, output, strict=True):
+            self._add_one(window, values)
+
+    def _add_one(self, window: Ranges, values: torch.Tensor) -> None:
         touched = list(itertools.product(*(along.touched_by(start) for along, (start, _) in zip(self._along, window, strict=True))))
         for index in touched:
             if index not in self._cells:

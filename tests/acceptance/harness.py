@@ -75,7 +75,7 @@ class RunningNode:
         command = [sys.executable, "-m", "node", "serve", "--config", str(self.folder / "node.toml")]
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=self.folder)
-        wait_for(lambda: self.port_file.exists() or self.process_ended(), 60, "the listener", self.log)
+        wait_for(lambda: self.port_file.exists() or self.process_ended(), 120, "the listener", self.log)
         assert not self.process_ended(), self.log.read_text()[-4000:]
 
     def process_ended(self) -> bool:
@@ -150,7 +150,7 @@ class RunningNode:
 
         return wait_for(ready, timeout_s, f"{count} jobs {state}", self.log)
 
-    def wait_for_deliveries(self, count: int, *states: str, timeout_s: float = 60) -> tuple[DeliveryRecord, ...]:
+    def wait_for_deliveries(self, count: int, *states: str, timeout_s: float = 120) -> tuple[DeliveryRecord, ...]:
         """Waits until `count` deliveries are in one of some states: by default, until the destination has them."""
         wanted = states or ("STORED", "COMMITTED")
 

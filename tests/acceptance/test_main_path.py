@@ -15,7 +15,7 @@ from tests.bundles import make_bundle
 from tests.factories import SyntheticSeries, make_ct_series
 from tests.peers import HOST, OrthancPeer, free_port, orthanc
 
-pytestmark = [pytest.mark.peer, pytest.mark.slow]
+pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(600)]  # each wait below has its own end
 
 SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
 SR_CLASS = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -86,7 +86,7 @@ def settled(node: RunningNode, archive: OrthancPeer, seconds: float = 3.0) -> di
             d.state in {"STORED", "COMMITTED"} for d in node.deliveries()
         )
 
-    wait_for(quiet, 90, "quiet", node.log)
+    wait_for(quiet, 120, "quiet", node.log)
     time.sleep(seconds)
     return results_in(archive)
 
@@ -117,7 +117,7 @@ def test_orthanc_routes_a_study_and_gets_seg_and_sr_back(tmp_path: Path, ct: Syn
         # the whole study again, our results with it: the loop every naive node falls into
         for _ in range(2):
             api.modalities.send("radnode", study)
-            wait_for(lambda: all(series.state != "RECEIVING" for series in node.series()), 30, "the decision", node.log)
+            wait_for(lambda: all(series.state != "RECEIVING" for series in node.series()), 120, "the decision", node.log)
         assert settled(node, archive) == {"SEG": 1, "SR": 1}
         assert len(node.jobs()) == 1
         own = [series for series in node.series() if series.state == "DECLINED"]
@@ -148,7 +148,7 @@ def test_kill_9_of_the_worker_during_inference_leaves_exactly_one_result(tmp_pat
         ) as node,
     ):
         send(ct.paths, node.port)
-        wait_for(lambda: any(job.step == "infer" for job in node.jobs()), 60, "inference", node.log)
+        wait_for(lambda: any(job.step == "infer" for job in node.jobs()), 120, "inference", node.log)
         node.kill_child("worker")
         (job,) = node.wait_for_jobs(1, "COMPLETED")
         assert job.attempt == 2
@@ -166,10 +166,10 @@ def test_kill_9_of_the_supervisor_during_delivery_leaves_exactly_one_result(tmp_
     ):
         with frozen_process(pid_listening(archive.dicom_port)):
             send(ct.paths, node.port)
-            wait_for(lambda: node.deliveries() and has_connection_to(archive.dicom_port), 60, "the courier at the archive", node.log)
+            wait_for(lambda: node.deliveries() and has_connection_to(archive.dicom_port), 120, "the courier at the archive", node.log)
             children = [node.child_pid(role) for role in ("listener", "dispatcher", "worker", "courier")]
             node.kill()
-            wait_for(lambda: all(is_gone(pid) for pid in children), 10, "the end of all processes")
+            wait_for(lambda: all(is_gone(pid) for pid in children), 60, "the end of all processes")
         node.start()
         node.wait_for_deliveries(2)
         assert settled(node, archive) == {"SEG": 1, "SR": 1}
@@ -185,7 +185,7 @@ def is_gone(pid: int) -> bool:
 def test_a_clean_stop_in_mid_inference_costs_no_attempt(tmp_path: Path, ct: SyntheticSeries, models_dir: Path) -> None:
     with running_node(tmp_path / "node", models_dir=models_dir, model="slow") as node:
         send(ct.paths, node.port)
-        wait_for(lambda: any(job.step == "infer" for job in node.jobs()), 60, "inference", node.log)
+        wait_for(lambda: any(job.step == "infer" for job in node.jobs()), 120, "inference", node.log)
         assert node.stop() == 0
         node.start()
         (job,) = node.wait_for_jobs(1, "COMPLETED")
@@ -248,7 +248,7 @@ def test_a_declined_study_says_why(tmp_path: Path, shared_node: RunningNode) -> 
     def verdict() -> SeriesRecord | None:
         return next((s for s in node.series() if s.series_instance_uid == short.series_instance_uid and s.state == "DECLINED"), None)
 
-    assert wait_for(verdict, 30, "the verdict", node.log).reason == "card thresholds: 3 slices, the model needs at least 5"
+    assert wait_for(verdict, 120, "the verdict", node.log).reason == "card thresholds: 3 slices, the model needs at least 5"
     assert jobs_of(node, short) == []
 
 

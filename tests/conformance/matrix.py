@@ -138,7 +138,9 @@ def _result(content: str, label_map: LabelMap, parts: int) -> Result:
     if label_map.source.frame_of_reference_uid:
         return found(card, label_map)
     counts = np.bincount(label_map.labels.reshape(-1), minlength=256)
-    segments = tuple(SegmentResult(one, present=bool(counts[one.label_value]), voxels=int(counts[one.label_value])) for one in card.segments)
+    segments = tuple(
+        SegmentResult(one, present=bool(counts[one.label_value]), voxels=int(counts[one.label_value])) for one in card.segments
+    )
     outcome = Outcome.FOUND if content.isdigit() else Outcome.NOTHING_FOUND
     return Result(card, outcome, segments, label_map, grids=(label_map.source,))
 

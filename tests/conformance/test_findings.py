@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from node.codes import UCUM_NO_UNITS
+from node.codes import UCUM_NO_UNITS, Code
 from node.delivery.variants import EXPLICIT, older_report
+from node.domain.objects import ResultObject
 from node.domain.states import Outcome
 from node.domain.volume import Volume, VolumeGeometry
 from node.errors import EvidenceError, StoreRefused
@@ -27,8 +28,9 @@ from node.evidence.secondary_capture import encode_secondary_capture
 from node.evidence.segmentation import encode_label_map, encode_segmentation
 from node.evidence.sop_common import part10_bytes
 from node.evidence.structure_set import encode_structure_set
+from node.pipeline import Analysis, Stopwatch, Wanted, encode, illustrate
 from tests.conformance.cases import CONTEXT, Case, found, make_card, write
-from tests.conformance.findings import classified, detected, located, objects_of, overlapping, radiographs, source_paths
+from tests.conformance.findings import DENSITY, classified, detected, located, objects_of, overlapping, radiographs, source_paths
 from tests.conformance.other_objects import masks_of, volume_of
 from tests.conformance.validators import (
     consistency_faults,
@@ -54,7 +56,7 @@ CASES: Final[Mapping[str, Callable[[Path], Case]]] = {
     "overlapping": overlapping,
     "radiographs": radiographs,
 }
-IN_PIXELMED: Final = ("classifier", "three boxes", "point", "radiographs")
+IN_PIXELMED: Final = ("one box", "radiographs")
 """The others hold no other kind of content."""
 
 
@@ -186,6 +188,16 @@ def test_an_answer_about_one_image_names_it(made: Mapping[str, Made]) -> None:
     assert [image.RelationshipType for image in images] == ["INFERRED FROM"] * 2
     assert [image.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for image in images] == ["1.2.3.4.1", "1.2.3.4.2"]
     assert [answer for _, answer, _ in answers(made["radiographs"].sr)] == ["Heterogeneously dense", "Almost entirely fat"]
+
+
+def test_private_codes_of_questions_and_boxes_are_identified(made: Mapping[str, Made], tmp_path: Path) -> None:
+    case = made["classifier"].case
+    question = replace(DENSITY, concept=Code("Q1", "99ASKED", "A question of our own"))
+    model = replace(case.result.card, evaluations=(question,))
+    evaluation = replace(case.result.evaluations[0], definition=question)
+    sr = encode_report(replace(case.result, card=model, evaluations=(evaluation,)), case.sources, None, CONTEXT)
+    assert [item.CodingSchemeDesignator for item in sr.CodingSchemeIdentificationSequence] == ["99ASKED"]
+    assert iod_faults(write(sr, tmp_path / "sr.dcm")) == []
 
 
 # ── boxes and points ────────────────────────────────────────────────────────
@@ -367,6 +379,40 @@ def test_structures_that_could_overlap_and_do_not_make_a_label_map(made: Mapping
     assert presence_faults(path) == []
     pixels = pydicom.dcmread(path).pixel_array
     assert [(pixels == number).sum() for number in (1, 2)] == [label_map.mask(1).sum(), label_map.mask(3).sum()]
+
+
+# ── the pipeline ────────────────────────────────────────────────────────────
+
+
+ROLES: Final[Mapping[str, frozenset[str]]] = {
+    "classifier": frozenset({"sr", "sc", "pdf"}),
+    "no box": frozenset({"sr", "sc", "pdf"}),
+    "one box": frozenset({"sr", "sc", "pdf", "kos", "gsps"}),
+    "radiographs": frozenset({"sr", "sc", "pdf", "kos", "gsps"}),
+    "overlapping": frozenset({"sr", "sc", "pdf", "kos", "gsps", "seg", "rtstruct", "labelmap", "sr-labelmap"}),
+}
+
+
+@pytest.mark.parametrize("name", ROLES)
+def test_every_result_gets_the_objects_that_make_sense_for_it(made: Mapping[str, Made], tmp_path: Path, name: str) -> None:
+    case = made[name].case
+    shown = shown_of(case)
+    images = [shown] if isinstance(shown, Volume) else shown
+    analysis = Analysis(case.result, images[0], case.sources, images=images)
+    wanted = Wanted(frozenset(ResultObject))
+    watch = Stopwatch(lambda _step, _share: None)
+    evidence = {item.role: item for item in encode(analysis, CONTEXT, tmp_path, watch, wanted)}
+    extra = frozenset() if name == "overlapping" else frozenset({"sr-labelmap"})
+    assert evidence.keys() == ROLES[name] | extra
+    if name == "overlapping":
+        assert wanted.skipped == ["labelmap: structures overlap, which a label map cannot say; a binary segmentation goes in its place"]
+        assert evidence["labelmap"].dataset.SegmentationType == "BINARY"
+        cited = child(groups_of(evidence["sr-labelmap"].dataset)[0], "121191").ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        assert cited == evidence["labelmap"].dataset.SOPInstanceUID != evidence["seg"].dataset.SOPInstanceUID
+    else:
+        assert wanted.skipped == []
+    paths = illustrate(analysis, list(evidence.values()), CONTEXT, tmp_path, {})
+    assert {path.name for path in paths.values()} == {"key_image.png", "report.html"}
 
 
 # ── seeded errors ───────────────────────────────────────────────────────────

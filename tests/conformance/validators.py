@@ -5,12 +5,15 @@ A validator that is not installed skips the test with the reason. What is filter
 
 import gzip
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +22,7 @@ import pydicom
 import pytest
 from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map, get_sop_class_iod_map
 from numpy.typing import NDArray
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 
 TIMEOUT_S: Final = 240
@@ -47,6 +51,8 @@ _JAVA: Final = (
     "-cp",
     ":".join(str(jar) for jar in _PIXELMED_JARS),
 )
+_VALIDATE: Final = Path(__file__).parent / "java" / "Validate.java"
+_MAIN_CLASSES: Final = {"report": "com.pixelmed.validate.DicomSRValidator", "instance": "com.pixelmed.validate.DicomInstanceValidator"}
 _GROUP_ERROR: Final = re.compile(r"^Error: Template (\d+) .*?(?:within |: )(1(?:\.\d+)+): ")
 
 
@@ -74,6 +80,13 @@ def iod_faults(path: Path) -> list[str]:
     return [line for line in lines if line.startswith(("Error", "Warning")) and not _DCIODVFY_FALSE.search(line)]
 
 
+def of_each(validate: Callable[[Path], list[str]], paths: Iterable[Path]) -> dict[Path, list[str]]:
+    """Answers the faults of the files that have some, with a process for each core at a time."""
+    paths = list(paths)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return {path: faults for path, faults in zip(paths, pool.map(validate, paths), strict=True) if faults}
+
+
 def consistency_faults(paths: Iterable[Path]) -> list[str]:
     """V2: dcentvfy, over the results with their sources: one patient, one study, one frame of reference."""
     done = _run(tool("dcentvfy"), *paths)
@@ -87,6 +100,20 @@ def tree_faults(path: Path) -> list[str]:
     return faults if done.returncode == 0 else [*faults, f"dsrdump ends with {done.returncode}"]
 
 
+def tree_faults_of(paths: Iterable[Path]) -> list[str]:
+    """V3: dsrdump over many files."""
+    done = _run(tool("dsrdump"), "-q", *paths)
+    return [line for line in done.stderr.splitlines() if line.startswith(("E:", "F:"))]
+
+
+def presentation_faults(path: Path) -> list[str]:
+    """V3: dcmpschk, over a presentation state."""
+    done = _run(tool("dcmpschk"), path)
+    told = done.stdout + done.stderr
+    faults = [line for line in told.splitlines() if line.startswith("E:") or "Error" in line]
+    return faults if "Test passed" in told else [*faults, f"dcmpschk does not say that it passed: {done.stderr}"]
+
+
 def html_of(path: Path, target: Path) -> str:
     """Answers what dsr2html makes of a report."""
     done = _run(tool("dsr2html"), path, target)
@@ -98,13 +125,21 @@ def html_of(path: Path, target: Path) -> str:
 
 
 def template_faults(path: Path) -> list[str]:
+    """V4: PixelMed's template checker, on one report."""
+    return template_faults_of([path])[path]
+
+
+def template_faults_of(paths: Sequence[Path]) -> dict[Path, list[str]]:
     """V4: PixelMed's template checker.
 
     It applies TID 1410, 1411 and 1501 to every group: an error counts only where the group says it follows that template.
     Procedure Reported takes codes of the site: CID 100 is extensible.
     """
+    return {path: _template_faults(path, output) for path, output in _pixelmed("report", paths).items()}
+
+
+def _template_faults(path: Path, output: str) -> list[str]:
     report = pydicom.dcmread(path)
-    output = _pixelmed("com.pixelmed.validate.DicomSRValidator", path)
     assert "Found Root Template TID_1500" in output, output
     faults = []
     for line in output.splitlines():
@@ -118,18 +153,39 @@ def template_faults(path: Path) -> list[str]:
 
 
 def instance_faults(path: Path) -> list[str]:
+    """V4: PixelMed's IOD checker, on one object."""
+    return instance_faults_of([path])[path]
+
+
+def instance_faults_of(paths: Sequence[Path]) -> dict[Path, list[str]]:
     """V4: PixelMed's IOD checker; it wants a Laterality even of a head."""
-    output = _pixelmed("com.pixelmed.validate.DicomInstanceValidator", path)
+    return {path: _instance_faults(output) for path, output in _pixelmed("instance", paths).items()}
+
+
+def _instance_faults(output: str) -> list[str]:
     assert "IOD validation complete" in output, output
     return [line for line in output.splitlines() if line.startswith("Error") and "GeneralSeriesModule/Laterality" not in line]
 
 
-def _pixelmed(main_class: str, path: Path) -> str:
-    tool("java")
+def _pixelmed(kind: str, paths: Sequence[Path]) -> dict[Path, str]:
+    """Answers what PixelMed says of each file. A JDK judges all of them in one process; a JRE alone needs one for each."""
     missing = [jar.name for jar in _PIXELMED_JARS if not jar.exists()]
     if missing:
         pytest.skip(f"libpixelmed-java is not installed ({', '.join(missing)} absent)")
-    return _run(*_JAVA, main_class, path).stdout
+    tool("java")
+    if not _has_compiler():
+        return {path: _run(*_JAVA, _MAIN_CLASSES[kind], path).stdout for path in paths}
+    done = _run(*_JAVA, _VALIDATE, kind, *paths)
+    assert done.returncode == 0, done.stderr
+    said = re.split(r"^=== (.*)$", done.stdout, flags=re.MULTILINE)[1:]
+    told = {Path(name): output for name, output in zip(said[::2], said[1::2], strict=True)}
+    assert list(told) == list(paths)
+    return told
+
+
+@cache
+def _has_compiler() -> bool:
+    return "jdk.compiler" in _run("java", "--list-modules").stdout
 
 
 def _template_at(report: Dataset, path: str) -> str | None:
@@ -150,19 +206,33 @@ def _template_at(report: Dataset, path: str) -> str | None:
 def presence_faults(path: Path) -> list[str]:
     """V5: every type 1 and 2 attribute of the mandatory modules is there, every attribute belongs to the IOD (2026b tables)."""
     dataset = pydicom.dcmread(path)
-    modules = get_iod_module_map()[get_sop_class_iod_map()[dataset.SOPClassUID]]
+    required, known = _iod(str(dataset.SOPClassUID))
+    keywords = (keyword_for_tag(tag) for tag in dataset.keys())  # noqa: SIM118 - a Dataset iterates over converted elements
+    faults = [f"{keyword} belongs to no module of the IOD" for keyword in keywords if keyword and keyword not in known]
+    for where, attributes in required.items():
+        for parent in _parents(dataset, where):
+            for keyword, kind, module in attributes:
+                name = f"{module}: {'.'.join([*where, keyword])}"
+                if keyword not in parent:
+                    faults.append(f"{name} is absent (type {kind})")
+                elif kind == "1" and parent[keyword].is_empty:
+                    faults.append(f"{name} is empty (type 1)")
+    return faults
+
+
+@cache
+def _iod(sop_class_uid: str) -> tuple[dict[tuple[str, ...], list[tuple[str, str, str]]], set[str]]:
+    """Answers what an IOD requires, path of sequences → (keyword, type, module), and the keywords that it knows."""
+    modules = get_iod_module_map()[get_sop_class_iod_map()[sop_class_uid]]
     attributes = get_module_attribute_map()
-    known = _RETIRED_BUT_SENT | {a["keyword"] for module in modules for a in attributes[module["key"]] if not a["path"]}
-    faults = [
-        f"{element.keyword} belongs to no module of the IOD" for element in dataset if element.keyword and element.keyword not in known
-    ]
+    required: dict[tuple[str, ...], list[tuple[str, str, str]]] = {}
     for module in modules:
         if module["usage"] != "M" or "functional-groups" in module["key"] or module["key"] == "sr-document-content":
             continue
         for attribute in attributes[module["key"]]:
-            for parent in _parents(dataset, attribute["path"]):
-                faults += _presence_fault(parent, attribute, module["key"])
-    return faults
+            if attribute["type"] in {"1", "2"}:
+                required.setdefault(tuple(attribute["path"]), []).append((attribute["keyword"], attribute["type"], module["key"]))
+    return required, _RETIRED_BUT_SENT | {a["keyword"] for module in modules for a in attributes[module["key"]] if not a["path"]}
 
 
 def _parents(dataset: Dataset, path: Sequence[str]) -> Iterator[Dataset]:
@@ -171,18 +241,6 @@ def _parents(dataset: Dataset, path: Sequence[str]) -> Iterator[Dataset]:
         return
     for item in dataset.get(path[0]) or []:
         yield from _parents(item, path[1:])
-
-
-def _presence_fault(parent: Dataset, attribute: dict[str, Any], module: str) -> list[str]:
-    keyword = attribute["keyword"]
-    name = ".".join([*attribute["path"], keyword])
-    if attribute["type"] not in {"1", "2"}:
-        return []
-    if keyword not in parent:
-        return [f"{module}: {name} is absent (type {attribute['type']})"]
-    if attribute["type"] == "1" and parent[keyword].is_empty:
-        return [f"{module}: {name} is empty (type 1)"]
-    return []
 
 
 # ── dcmqi ───────────────────────────────────────────────────────────────────

@@ -31,14 +31,15 @@ def prepare(folder: Path, **options: Any) -> None:
     add_study(folder, make_ct_series(folder / "ct", **options))
 
 
-def add_study(folder: Path, series: SyntheticSeries) -> None:
-    """Receives a series and lets the dispatcher decide."""
+def add_study(folder: Path, *several: SyntheticSeries) -> None:
+    """Receives the series of a study and lets the dispatcher decide."""
     state_dir = folder / "state"
     spool = Spool(state_dir / "spool")
     spool.prepare()
     intake = Intake(state_dir, spool)
-    for uid, path in zip(series.sop_instance_uids, series.paths, strict=True):
-        receive(intake, spool, uid, path)
+    for series in several:
+        for uid, path in zip(series.sop_instance_uids, series.paths, strict=True):
+            receive(intake, spool, uid, path)
     intake.close_connection()
     connection = open_database(state_dir)
     config = load_config(folder / "node.toml")

@@ -96,7 +96,7 @@ def test_a_small_structure_may_lose_two_voxels_and_no_more() -> None:
         corner[:lost] = 1 - 1e-6
         output[0, 1, 10, 10:12, 10:12] = corner.reshape(2, 2)
         verdict = verdict_of(reference, output)
-        assert not any("Dice" in fault for fault in verdict.faults) is passes
+        assert passes is not any("Dice" in fault for fault in verdict.faults)
 
 
 def test_structures_that_overlap_are_compared_one_by_one() -> None:

@@ -1,6 +1,8 @@
 """Which engine serves: built, held against torch, kept, found again; refused when it was touched; never one that does not agree."""
 
 import json
+import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,8 +81,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def engines(built: Path, tmp_path: Path) -> Path:
     """A copy to be harmed; with the key, so it is this node's."""
-    import shutil
-
     shutil.copytree(built, tmp_path / "engines")
     return tmp_path / "engines"
 
@@ -264,7 +264,8 @@ def test_an_engine_that_overflows_is_followed_by_one_in_bfloat16(monkeypatch: py
     seen = []
     monkeypatch.setattr(build, "candidates_for", lambda *_: iter([Candidate(TENSORRT, "fp16", batch=4)]))
     monkeypatch.setattr(build, "_make", lambda candidate, *_: Contestant(candidate, None))
-    for contestant in build._enter(trial_of(make_network()), None, 3, {}, lambda _: None):
+    trial = trial_of(make_network())
+    for contestant in build._enter(build._candidates(trial, 3), trial, (None, {}), lambda _: None):
         seen.append(contestant.candidate)
         contestant.overflowed = contestant.candidate.precision == "fp16"
     assert seen == [PLAIN, Candidate(TENSORRT, "fp16", batch=4), Candidate(TENSORRT, "bf16", batch=4)]
@@ -283,7 +284,7 @@ class Fixed:
         self.is_closed = False
 
     def infer(self, batch: torch.Tensor) -> torch.Tensor:
-        if self.value != self.value:  # noqa: PLR0124 - NaN
+        if math.isnan(self.value):
             raise NonFiniteOutput("the network answered NaN or infinity")
         return batch * 0 + self.value
 

@@ -85,15 +85,19 @@ def truncate_manifest(entry: Entry) -> None:
     os.truncate(entry.folder / MANIFEST, 50)
 
 
+def read_plan(store: EngineStore) -> bytes:
+    found = found_anew(store)
+    assert found is not None
+    return found.read("engine.plan")
+
+
 @pytest.mark.parametrize(
     "harm", [flip_a_bit, cut_off, remove_file, remove_manifest, change_manifest, truncate_manifest], ids=lambda harm: harm.__name__
 )
 def test_what_was_changed_is_refused_told_and_can_be_built_anew(store: EngineStore, entry: Entry, harm: Callable[[Entry], None]) -> None:
     harm(entry)
     with pytest.raises(EngineRefused):
-        found = found_anew(store)
-        assert found is not None
-        found.read("engine.plan")
+        read_plan(store)
     assert [bool(kept.fault) for kept in store.contents("spleen")] == [True]
     store.discard("spleen", FIELDS)
     assert found_anew(store) is None

@@ -125,7 +125,9 @@ def test_scripts_of_the_bundle_are_its_own(tmp_path: Path) -> None:
         folder = bundle(tmp_path / f"b{number}", network_def={"_target_": "scripts.net.Net"})
         (folder / "scripts").mkdir()
         (folder / "scripts" / "__init__.py").write_text("")
-        (folder / "scripts" / "net.py").write_text(f"import torch\nclass Net(torch.nn.Conv3d):\n    def __init__(self): super().__init__({number}, 2, 1)\n")
+        (folder / "scripts" / "net.py").write_text(
+            f"import torch\nclass Net(torch.nn.Conv3d):\n    def __init__(self): super().__init__({number}, 2, 1)\n"
+        )
     made = [read_recipe(tmp_path / f"b{number}").make_network().in_channels for number in (1, 2)]
     assert made == [1, 2]
 

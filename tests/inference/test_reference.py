@@ -32,7 +32,7 @@ for run in json.load(open(sys.argv[1])):
     monai.bundle.run(**run)
 """
 REFERENCE_TIMEOUT_S: Final = 240
-FEW_VOXELS: Final = 6
+FEW_VOXELS: Final = 12
 
 AXIAL_FLIPPED: Final = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -70,9 +70,7 @@ def write_nifti(volume: Volume, path: Path) -> Path:
     return path
 
 
-def make_case(
-    folder: Path, name: str, changes: Mapping[str, Any], options: Sequence[SeriesOptions], segments: Mapping[int, str]
-) -> Case:
+def make_case(folder: Path, name: str, changes: Mapping[str, Any], options: Sequence[SeriesOptions], segments: Mapping[int, str]) -> Case:
     make = make_ct_series if len(options) == 1 else make_mr_series
     series = [make(folder / f"dicom{n}", edit=textured(n), series=f"series{n}", **of) for n, of in enumerate(options)]
     volumes = tuple(read_series(of.paths) for of in series)
@@ -186,15 +184,12 @@ def reference_labels(case: Case) -> NDArray[np.int64]:
 
 
 def assert_equal_labels(label_map: LabelMap, expected: NDArray[np.int64], label_values: Sequence[int]) -> None:
-    """Dice at least 0.999 and volumes within 0.1 % for every label; of a label with few voxels, the like of one of the network's may differ.
-
-    Two engines round differently. Where weights at random tell 105 classes apart, some voxel in some thousand is a tie within that.
-    """
+    """Dice at least 0.999 and volumes within 0.1 % for every label."""
     for value in label_values:
         ours, theirs = label_map.mask(value), expected == value
-        differing, volume = int((ours != theirs).sum()), int(theirs.sum())
-        assert differing <= max(0.002 * (ours.sum() + volume) / 2, FEW_VOXELS), f"label {value}: {differing} of {volume} voxels differ"
-        assert abs(int(ours.sum()) - volume) <= max(0.001 * volume, FEW_VOXELS), f"label {value}: {ours.sum()} and {volume} voxels"
+        dice = 2 * (ours & theirs).sum() / max(ours.sum() + theirs.sum(), 1)
+        assert ours.sum() == theirs.sum() == 0 or dice >= 0.999, f"label {value}: Dice {dice:.5f} of {theirs.sum()} voxels"
+        assert abs(int(ours.sum()) - int(theirs.sum())) <= 0.001 * theirs.sum(), f"label {value}: {ours.sum()} and {theirs.sum()} voxels"
 
 
 @pytest.mark.parametrize(("name", "classes"), [("spleen", 1), ("whole body", 90), ("brain tumour", 3)])

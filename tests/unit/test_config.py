@@ -59,6 +59,7 @@ def test_a_right_file_gives_its_values_and_the_defaults(folder: Path) -> None:
     assert config.peers["pacs"].retry.max_s == 60.0
     assert config.peers["pacs"].retry.give_up_h == 72.0
     assert config.worker.devices == ["cpu"]
+    assert config.worker.engine == "auto"
 
 
 def test_a_route_becomes_a_route_of_the_domain(folder: Path) -> None:
@@ -143,6 +144,7 @@ def test_the_offending_line_is_quoted(folder: Path) -> None:
         ("[[routes]]", "[study_complete]\nquiet_s = 1000\n[[routes]]", "quiet_s is longer than max_wait_s"),
         ("[[routes]]", '[worker]\ndevices = ["gpu"]\n[[routes]]', 'is "gpu", must be like cpu, cuda or cuda:0'),
         ("[[routes]]", "[worker]\ndevices = []\n[[routes]]", "must name at least one"),
+        ("[[routes]]", '[worker]\nengine = "tensorflow"\n[[routes]]', "must be 'auto', 'torch', 'openvino', 'onnxruntime' or 'tensorrt'"),
         ("[[routes]]", '[log]\nlevel = "loud"\n[[routes]]', "must be 'debug', 'info', 'warning' or 'error'"),
         ('deliver_to = ["pacs"]', "deliver_to = []", "must name at least one"),
         ('deliver_to = ["pacs"]', 'deliver_to = "pacs"', 'must be a list in square brackets, not "pacs"'),

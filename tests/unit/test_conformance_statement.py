@@ -213,7 +213,8 @@ def test_the_integration_statement_claims_what_the_objects_have_and_nothing_else
     assert "not tested at a Connectathon" in claimed
     equipment = next(row for row in claimed.splitlines() if row.startswith("| Contributing Equipment of each algorithm"))
     assert equipment.endswith("| met |")
-    assert re.search(r"^\| location: points \(SCOORD, SCOORD3D\) \| \*\*no\*\* \|$", claimed, re.MULTILINE)
+    assert re.search(r"^\| key images: Image Library \(TID 1600\) in the report \| \*\*no\*\* \|$", claimed, re.MULTILINE)
+    assert re.search(r"^\| location: points \(SCOORD, SCOORD3D\) \| yes \|$", claimed, re.MULTILINE)
     monkeypatch.setattr(sop_common, "device_uid", lambda _result: "")
     objects.exhibits.cache_clear()
     try:

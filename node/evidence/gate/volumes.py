@@ -16,7 +16,7 @@ def segment_volumes_mm3(seg: View, sources: Iterable[View] = ()) -> dict[int, fl
     given: where they are not, planes must be evenly spaced and say so.
     """
     frames, spacing = read_frames(seg), shared_facts(seg).pixel_spacing_mm
-    slabs = _slabs_of_positions(seg, sources)
+    slabs = _slabs_of_positions(seg, _of_referenced_series(seg, sources))
     if len(spacing) != 2 or slabs is None or seg.is_encapsulated:
         return {}
     volumes: dict[int, float] = {}
@@ -63,6 +63,12 @@ class _Slabs:
         gaps = np.diff(self._places_mm)
         before, after = gaps[max(place - 1, 0)], gaps[min(place, len(gaps) - 1)]
         return float(before + after) / 2
+
+
+def _of_referenced_series(seg: View, sources: Iterable[View]) -> list[View]:
+    """Answers the images of the series that were outlined: those of other inputs of a network lie between their slices."""
+    named = {str(item.get("SeriesInstanceUID")) for item in seg.items("ReferencedSeriesSequence")}
+    return [source for source in sources if not named or str(source.get("SeriesInstanceUID")) in named]
 
 
 def _slabs_of_positions(seg: View, sources: Iterable[View]) -> _Slabs | None:

@@ -42,6 +42,9 @@ _WINDOWS: Final = 4
 _REFERENCE_BYTES: Final = 1 << 30
 """What the reference's outputs may take while engines are compared."""
 
+_Kept = tuple[EngineStore | None, dict[Candidate, dict[str, bytes]]]
+"""Where earlier builds lie, and the files of each engine as they are made."""
+
 log = structlog.get_logger("radnode")
 
 
@@ -108,10 +111,12 @@ def build_engines(trial: Trial, store: EngineStore, *, samples: Sequence[torch.T
     with store.lock(trial.model, key_of(trial.choice_fields)):
         store.sweep()
         windows, reference = _reference(trial, samples)
-        trial = _with_onnx(trial, store, progress)
+        candidates = _candidates(trial, reference.shape[1])
+        if any(candidate.takes_onnx for candidate in candidates):
+            trial = _with_onnx(trial, store, progress)
         contestants: list[Contestant] = []
         files: dict[Candidate, dict[str, bytes]] = {}
-        for contestant in _enter(trial, store, reference.shape[1], files, progress):
+        for contestant in _enter(candidates, trial, (store, files), progress):
             compare(reference, contestant, windows, trial.material)
             contestants.append(contestant)
             progress(f"{contestant.candidate.name}: {contestant.why_not or 'agrees'}")
@@ -129,10 +134,12 @@ def build_engines(trial: Trial, store: EngineStore, *, samples: Sequence[torch.T
 def bench_engines(trial: Trial, *, rounds: int = ROUNDS, progress: Progress = lambda _: None) -> list[dict[str, Any]]:
     """Measures every engine that can be made here, those that fail the gate too; keeps nothing."""
     windows, reference = _reference(trial, ())
-    progress("exporting to ONNX")
-    trial = _exported(trial)
+    candidates = _candidates(trial, reference.shape[1])
+    if any(candidate.takes_onnx for candidate in candidates):
+        progress("exporting to ONNX")
+        trial = _exported(trial)
     contestants: list[Contestant] = []
-    for contestant in _enter(trial, None, reference.shape[1], {}, progress):
+    for contestant in _enter(candidates, trial, (None, {}), progress):
         compare(reference, contestant, windows, trial.material)
         contestants.append(contestant)
         progress(f"{contestant.candidate.name}: {contestant.why_not or 'agrees'}")
@@ -221,21 +228,21 @@ def _exported(trial: Trial) -> Trial:
         return trial
 
 
-def _enter(
-    trial: Trial, store: EngineStore | None, channels: int, files: dict[Candidate, dict[str, bytes]], progress: Progress
-) -> Iterator[Contestant]:
+def _candidates(trial: Trial, channels: int) -> list[Candidate]:
+    candidates = list(candidates_for(trial.material.place, trial.material.window, channels, trial.wanted))
+    return candidates if PLAIN in candidates else [PLAIN, *candidates]  # the reference serves where nothing else may
+
+
+def _enter(candidates: list[Candidate], trial: Trial, kept: _Kept, progress: Progress) -> Iterator[Contestant]:
     """Yields a contestant for each candidate; the caller compares it before the next is asked for."""
-    place, window = trial.material.place, trial.material.window
-    candidates = list(candidates_for(place, window, channels, trial.wanted))
-    if PLAIN not in candidates:
-        candidates.insert(0, PLAIN)  # always there: the reference serves where nothing else may
-    while candidates:
-        candidate = candidates.pop(0)
+    waiting = list(candidates)
+    while waiting:
+        candidate = waiting.pop(0)
         progress(f"{candidate.name}: making")
-        contestant = _make(candidate, trial, store, files)
+        contestant = _make(candidate, trial, *kept)
         yield contestant
         if contestant.overflowed and candidate.precision == "fp16":
-            candidates.insert(0, after_overflow(candidate))
+            waiting.insert(0, after_overflow(candidate))
 
 
 def _make(candidate: Candidate, trial: Trial, store: EngineStore | None, files: dict[Candidate, dict[str, bytes]]) -> Contestant:
@@ -275,7 +282,9 @@ def reference_name(trial: Trial) -> str:
 
 
 def _conclude(trial: Trial, store: EngineStore, contestants: Sequence[Contestant]) -> Choice:
-    passed = sorted((one for one in contestants if one.passed), key=lambda one: one.window_ms)
+    # A library that was asked for by name goes before the reference, however fast that is.
+    wanted = trial.wanted if trial.wanted != AUTO else ""
+    passed = sorted((one for one in contestants if one.passed), key=lambda one: (wanted not in one.candidate.backend, one.window_ms))
     if not passed:
         raise EngineError("no engine runs the network: " + "; ".join(f"{one.candidate.name}: {one.why_not}" for one in contestants))
     choice = Choice(

@@ -45,6 +45,7 @@ class OpenVinoEngine:
     def infer(self, batch: torch.Tensor) -> torch.Tensor:
         """Answers the output of the network, float32, on the CPU."""
         with told_as_ours(batch, "the CPU"):
+            require_finite(batch)  # its ReLU makes 0 of NaN: what went wrong before would not be seen in the output
             return require_finite(run_in_batches(self._run, batch.float().contiguous(), self._batch, whole=True))
 
     def describe(self) -> str:

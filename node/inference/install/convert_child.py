@@ -1,4 +1,4 @@
-"""`python -m node.inference.install.convert_child`: opens weights of others and writes tensors. Runs confined (`sandbox.py`), never imported.
+"""`python -m node.inference.install.convert_child`: opens weights of others and writes tensors. Runs confined (`sandbox.py`).
 
 A pickle is read by torch's own reader of plain tensors (`weights_only=True`), with numpy's arrays and numbers besides: no class of the
 file is ever made, no function of it called. What needs more than that is refused.
@@ -9,7 +9,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from node.inference.install.sandbox import answer, read_job, refuse
 
@@ -21,13 +21,26 @@ ALIASES: Final = "radnode.aliases"
 DEPTH: Final = 4
 
 
+class Refused(Exception):
+    """What came must not be opened, or is of no use; the words are for a person."""
+
+
 def main() -> None:
-    """Converts what the job names: to safetensors, or a pickle to one of plain values."""
+    """Confines this process, then does its job."""
     job, is_isolated = read_job()
+    try:
+        done = perform(job)
+    except Refused as refused:
+        refuse(str(refused))
+    else:
+        answer({"isolated": is_isolated, **done})
+
+
+def perform(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts what the job names: to safetensors, or a pickle to one of plain values. Answers what came of it."""
     if job["do"] == "rewrite":
         _rewrite(job)
-        answer({"isolated": is_isolated})
-        return
+        return {}
     tensors: dict[str, Any] = {}
     notes: list[str] = []
     kept: dict[str, Any] = {}
@@ -38,39 +51,41 @@ def main() -> None:
         tensors |= {part["prefix"] + key: tensor for key, tensor in _clean(state, part["name"], notes).items()}
     unique, aliases = _without_shared(tensors)
     _write(unique, aliases, job["output"])
-    answer({
-        "isolated": is_isolated, "tensors": len(tensors), "aliases": len(aliases), "notes": notes, "kept": kept,
+    return {
+        "tensors": len(tensors), "aliases": len(aliases), "notes": notes, "kept": kept,
         "parameters": sum(tensor.numel() for tensor in unique.values()),
         "kinds": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in unique.values()}),
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def _load(descriptor: int, name: str) -> Any:
-    import torch
+    import torch  # here, and not above: only a process of a single thread can leave its namespaces
+    from safetensors.torch import load as load_safetensors
 
-    stream = os.fdopen(descriptor, "rb")
-    start = stream.read(16)
-    stream.seek(0)
-    if zipfile.is_zipfile(stream):
-        stream.seek(0)
-        with zipfile.ZipFile(stream) as archive:
-            members = {member.rpartition("/")[2] for member in archive.namelist()}
+    with os.fdopen(descriptor, "rb") as stream:
+        start = stream.read(16)
+        members = _members(stream)
         stream.seek(0)
         if "constants.pkl" in members:
             script = torch.jit.load(io.BytesIO(stream.read()), map_location="cpu")  # type: ignore[no-untyped-call]
             return script.state_dict()
-    elif start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
-        from safetensors.torch import load
+        if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
+            return load_safetensors(stream.read())
+        try:
+            with torch.serialization.safe_globals(_numpy_globals()):
+                return torch.load(stream, map_location="cpu", weights_only=True)
+        except Exception as error:
+            # whatever a hostile file makes of the reader, the answer is a refusal
+            advice = "ask its author for a state dict, saved by torch.save(network.state_dict(), …)"
+            raise Refused(f"{name} holds more than tensors: {_told(error)} → {advice}") from error
 
-        return load(stream.read())
-    stream.seek(0)
-    try:
-        with torch.serialization.safe_globals(_numpy_globals()):
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - whatever a hostile file makes of the reader, the answer is a refusal
-        refuse(
-            f"{name} holds more than tensors: {_told(error)} → ask its author for a state dict, saved by torch.save(network.state_dict(), …)"
-        )
+
+def _members(stream: IO[bytes]) -> set[str]:
+    """What lies in a zip, which torch's own files are; nothing where it is none."""
+    if not zipfile.is_zipfile(stream):
+        return set()
+    with zipfile.ZipFile(stream) as archive:
+        return {member.rpartition("/")[2] for member in archive.namelist()}
 
 
 def _told(error: Exception) -> str:
@@ -105,8 +120,7 @@ def _state_of(loaded: Any, name: str, depth: int = DEPTH) -> Mapping[str, Any]:
             others = [value for value in loaded.values() if isinstance(value, Mapping)]
             for value in likely or (others if len(others) == 1 else []):
                 return _state_of(value, name, depth - 1)
-    refuse(f"{name} holds no weights by name → save them by torch.save(network.state_dict(), …)")
-    return {}
+    raise Refused(f"{name} holds no weights by name → save them by torch.save(network.state_dict(), …)")
 
 
 def _clean(state: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
@@ -121,7 +135,7 @@ def _clean(state: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, A
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
     odd = [key for key, tensor in tensors.items() if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu"]
     if odd:
-        refuse(f"{name}: {odd[0]} is a sparse, quantised or empty-shelled tensor, which safetensors cannot hold")
+        raise Refused(f"{name}: {odd[0]} is a sparse, quantised or empty-shelled tensor, which safetensors cannot hold")
     return tensors
 
 

@@ -106,10 +106,8 @@ def _orientation(plans: Mapping[str, Any], wished: str) -> str:
 
 def _configuration(name: str, settings: Mapping[str, Any], dataset: Mapping[str, Any], folds: int, axes: str) -> dict[str, Any]:
     patch = [int(extent) for extent in settings["patch_size"]]
-    window = {"roi_size": patch, "sw_batch_size": 2, "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.125}
-    inferer = {"_target_": "SlidingWindowInferer", **window}
-    if len(patch) == 2:
-        inferer = {"_target_": "SliceInferer", "spatial_dim": 0, **window}
+    window = {"roi_size": [1, *patch][-3:], "sw_batch_size": 2, "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.125}
+    inferer = {"_target_": "node.inference.nnunet.EvenWindows", **window}
     return {
         "image_key": "image",
         "plans": f"$@bundle_root + '/{PLANS}'",
@@ -155,7 +153,7 @@ def _metadata(root: Path, dataset: Mapping[str, Any], settings: Mapping[str, Any
     modality = "CT" if re.search(r"\bct\b", first, re.IGNORECASE) else "MR" if _MR_CHANNELS.search(first) else first
     patch = [int(extent) for extent in settings["patch_size"]]
     title = str(dataset.get("name") or re.sub(r"^Dataset\d+_", "", root.parent.name))
-    entry = {"type": "image", "spatial_shape": patch, "dtype": "float32", "is_patch_data": True}
+    entry = {"type": "image", "spatial_shape": [1, *patch][-3:], "dtype": "float32", "is_patch_data": True}
     inputs = {**entry, "format": "magnitude", "modality": modality, "num_channels": len(channels), "channel_def": channels}
     outputs = {**entry, "format": "segmentation", "num_channels": heads_of(dataset), "channel_def": _names(dataset)}
     return {

@@ -1,5 +1,6 @@
 """The key image shows the right places, on the right side, with the right shape; planes are true whatever the source."""
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from node.codes import UCUM_HOUNSFIELD
+from node.codes import UCUM_HOUNSFIELD, UCUM_NO_UNITS
 from node.domain.states import Outcome
-from node.domain.volume import Volume, VolumeGeometry
+from node.domain.volume import LabelMap, Volume, VolumeGeometry
 from node.evidence.key_image import WIDTH, render_key_image
 from node.evidence.legend import format_number
 from node.evidence.planes import AXIAL, VIEWS, box_of, points_of_plane, sample_labels, sample_values, telling_point_mm
-from tests.conformance.cases import GEOMETRIES, Case, make_case, with_outcome
+from tests.conformance.cases import GEOMETRIES, Case, found, make_card, make_case, with_outcome
+from tests.conformance.findings import detected, overlapping, radiographs
 
 
 def volume_of(case: Case, modality: str = "CT") -> Volume:
@@ -111,3 +113,38 @@ def test_planes_hold_square_pixels() -> None:
 )
 def test_numbers_have_three_digits(value: float, text: str) -> None:
     assert format_number(value) == text
+
+
+def test_boxes_and_points_are_drawn_where_they_lie_and_answers_as_bars(tmp_path: Path) -> None:
+    case = detected(tmp_path / "box", 2, "axial")
+    shown = volume_of(
+        replace(case, result=found(make_card(1), LabelMap(np.zeros(case.result.grids[0].shape, np.uint8), case.result.grids[0])))
+    )
+    with_boxes = pixels_of(render_key_image(shown, case.result))
+    without = pixels_of(render_key_image(shown, replace(case.result, detections=())))
+    red = np.abs(with_boxes - np.array(case.result.card.detections[1].rgb)).max(axis=2) == 0
+    in_first_panel = red[: red.shape[0] - 130, : WIDTH // 3]
+    rows, columns = np.nonzero(in_first_panel)
+    bottom, left = columns[rows == rows.max()], rows[columns == columns.min()]
+    assert np.ptp(bottom) / np.ptp(left) == pytest.approx(8.0 / 6.0, rel=0.04), "as wide and as high as the box"
+    assert not (np.abs(without - np.array(case.result.card.detections[1].rgb)).max(axis=2) == 0).any()
+
+
+def test_single_images_stand_side_by_side_each_with_its_findings(tmp_path: Path) -> None:
+    case = radiographs(tmp_path)
+    volumes = [
+        Volume(np.zeros(grid.shape, np.float32), VolumeGeometry(grid.shape, np.eye(4)), grid, "CR", UCUM_NO_UNITS)
+        for grid in case.result.grids
+    ]
+    pixels = pixels_of(render_key_image(volumes, case.result))
+    panels = pixels[: pixels.shape[0] - 150]
+    cross = np.nonzero(np.abs(panels - np.array(case.result.landmarks[0].definition.rgb)).max(axis=2) == 0)
+    box = np.nonzero(np.abs(panels - np.array(case.result.detections[0].definition.rgb)).max(axis=2) == 0)
+    assert cross[1].max() < WIDTH // 2 < box[1].min(), "the point on the first image, the box on the second"
+
+
+def test_structures_that_overlap_are_all_drawn(tmp_path: Path) -> None:
+    case = overlapping(tmp_path)
+    pixels = pixels_of(render_key_image(volume_of(case), case.result))[:-150]
+    for segment in case.result.segments:
+        assert (np.abs(pixels - np.array(segment.definition.rgb)).max(axis=2) == 0).sum() > 100

@@ -1,6 +1,7 @@
 """The page tells how the analysis ended, escapes what it is given, needs nothing from outside, and names no patient."""
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from node.domain.states import Outcome
 from node.domain.volume import QualityNote
 from node.evidence.page import render_page
+from node.evidence.told import percent_text
 from tests.conformance.cases import Case, make_case, with_outcome
+from tests.conformance.findings import classified, detected, located, objects_of, radiographs
 
 SECONDS = {"read": 0.5, "infer": 6.25, "encode": 1.0}
 
@@ -77,21 +80,53 @@ def test_markup_in_texts_is_escaped(tmp_path: Path) -> None:
     assert 'class="degraded"' in page
 
 
+class Checker(HTMLParser):
+    void = frozenset({"meta", "img", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
 def test_the_html_is_well_formed(tmp_path: Path) -> None:
-    class Checker(HTMLParser):
-        void = frozenset({"meta", "img", "br"})
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.open: list[str] = []
-
-        def handle_starttag(self, tag: str, attrs: object) -> None:
-            if tag not in self.void:
-                self.open.append(tag)
-
-        def handle_endtag(self, tag: str) -> None:
-            assert self.open.pop() == tag
-
     checker = Checker()
     checker.feed(page_of(make_case(tmp_path, parts=3)))
     assert checker.open == []
+
+
+def test_answers_boxes_and_points_are_told_with_their_numbers(tmp_path: Path) -> None:
+    told: dict[str, str] = {}
+    makers: Mapping[str, Callable[[Path], Case]] = {
+        "one": classified,
+        "two": lambda path: detected(path, 1),
+        "three": located,
+        "four": radiographs,
+    }
+    for folder, make in makers.items():
+        case = make(tmp_path / folder)
+        page = render_page(case.result, list(objects_of(case).values()), None, SECONDS, case.context)
+        told[folder] = re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page))
+        checker = Checker()
+        checker.feed(page)
+        assert checker.open == []
+    assert "Breast composition: Scattered Scattered 62 % Dense 31 % Fatty 7 %" in told["one"]
+    assert "Intracranial hemorrhage: present present 85 % absent 15 %" in told["one"]
+    assert "2 answers" in told["one"]
+    assert "1 detection " in told["two"]
+    assert re.search(r"Nodule 1 72 % \d+ / 14 Mass not detected", told["two"])
+    assert "1 of 2 points located" in told["three"]
+    assert re.search(r"Carina 88 % \d+ / 14 Apex not located", told["three"])
+    assert "Breast composition: Fatty image 2 / 2" in told["four"]
+    assert all("AI result, not verified" in text for text in told.values())
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.0, "0 %"), (0.004, "< 1 %"), (0.5, "50 %"), (0.996, "> 99 %"), (1.0, "100 %")])
+def test_shares_are_rounded_without_becoming_certain(share: float, text: str) -> None:
+    assert percent_text(share) == text

@@ -1,0 +1,368 @@
+"""One study through one bundle: radnode beside `python -m monai.bundle run`, the same weights and the same volume, on the CPU.
+
+Each run is a process of its own, so that its peak of memory is its own; they take turns. radnode begins with the volume in memory (its
+series reader has made it), MONAI with the same volume as NIfTI; both end with labels on the grid of the source. Imports and loading the
+weights are told apart. Where there is no network worth its time, a convolution of one voxel stands for it: peak memory alone.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import numpy as np
+
+MODELS: Final = Path(__file__).resolve().parent.parent / "models"
+RESULTS: Final = Path(__file__).resolve().parent / "results" / "volume_path.json"
+SIDES: Final = ("radnode", "monai")
+BUDGET: Final = 3.0
+"""../shared/DESIGN.md: how many times faster than MONAI the whole path has to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A bundle and a volume on the disk."""
+
+    title: str
+    bundle: str
+    volume: str
+    """A pickled Volume."""
+    nifti: str
+    run: Mapping[str, Any]
+    """What `monai.bundle run` is told."""
+    written: str
+    """Where MONAI writes its labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """How large the cases are."""
+
+    slices: int = 120
+    rows: int = 256
+    window: int = 96
+    rounds: int = 3
+    memory_slices: int = 600
+    memory_rows: int = 512
+    memory_classes: int = 105
+
+
+SMALL: Final = Scale(slices=40, rows=64, window=32, rounds=1, memory_slices=60, memory_rows=64, memory_classes=20)
+"""To try the program with."""
+
+
+def measure(folder: Path, scale: Scale, results: Path | None = RESULTS) -> None:
+    """Prints a table for every case, and keeps the figures as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"\nfrom volume to labels on the source grid, medians of {scale.rounds} rounds that take turns")
+    print(f"{'case':26}{'side':9}{'wall s':>8}{'CPU s':>8}{'peak MiB':>10}  work s: preprocess, network, stitch, restore")
+    kept: dict[str, Any] = {"scale": asdict(scale), "machine": _machine(), "cases": {}, "memory": {}}
+    for case in _cases(folder, scale):
+        runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        for _ in range(scale.rounds):
+            for side in SIDES:
+                runs[side].append(_in_process([side, _written(case, folder)]))
+        kept["cases"][case.title] = _told(case, runs)
+    for order in ("whole body", "spleen"):
+        print(f"memory: {order}", file=sys.stderr)
+        found = _in_process(["memory", order, str(scale.memory_slices), str(scale.memory_rows), str(scale.memory_classes)])
+        kept["memory"][order] = found
+        print(
+            f"{scale.memory_classes} classes, {order:12} {scale.memory_rows}x{scale.memory_rows}x{scale.memory_slices}, network's grid "
+            f"{'x'.join(map(str, found['grid']))}: peak {found['peak_mib'] / 1024:.2f} GiB; "
+            f"MONAI's scores alone: {found['scores_gib']:.1f} GiB; CPU {found['cpu_s']:.0f} s"
+        )
+    if results is not None:
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def _told(case: Case, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for side, of_side in runs.items():
+        stages = {name: statistics.median(run["stages"][name] for run in of_side) for name in of_side[0]["stages"]}
+        told[side] = {
+            key: statistics.median(run[key] for run in of_side) for key in ("wall_s", "cpu_s", "peak_mib", "work_s", "work_cpu_s")
+        } | {"stages": stages}
+        parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items())
+        print(
+            f"{case.title:26}{side:9}{told[side]['wall_s']:8.2f}{told[side]['cpu_s']:8.2f}{told[side]['peak_mib']:10.0f}"
+            f"  {told[side]['work_s']:.2f}: {parts}"
+        )
+    ratios = {key: told["monai"][key] / max(told["radnode"][key], 1e-9) for key in ("wall_s", "cpu_s", "peak_mib", "work_s", "work_cpu_s")}
+    dice = _dice(Path(case.volume).with_suffix(".labels.npy"), Path(case.written))
+    print(
+        f"{'':26}x MONAI: wall {ratios['wall_s']:.1f}, CPU {ratios['cpu_s']:.1f}; without imports and loading: wall {ratios['work_s']:.1f}, "
+        f"CPU {ratios['work_cpu_s']:.1f} (budget {BUDGET:.0f}); memory {ratios['peak_mib']:.1f}; least Dice {min(dice.values(), default=1):.4f}"
+    )
+    return {**told, "ratios": ratios, "dice": dice}
+
+
+def _dice(ours: Path, theirs: Path) -> dict[int, float]:
+    """Answers the Dice of every label that either side has."""
+    import nibabel
+
+    mine = np.load(ours)
+    reference = np.asarray(nibabel.load(theirs).dataobj).astype(np.int64).transpose()  # type: ignore[attr-defined]
+    if reference.ndim == 4:  # one channel a structure
+        reference = sum((channel > 0) * (number + 1) for number, channel in enumerate(reference))
+    sizes = [np.bincount(labels.reshape(-1), minlength=256) for labels in (mine, reference)]
+    both = np.bincount(mine[mine == reference], minlength=256)
+    return {
+        int(label): float(2 * both[label] / (sizes[0][label] + sizes[1][label]))
+        for label in range(1, 256)
+        if sizes[0][label] + sizes[1][label]
+    }
+
+
+# ── cases ───────────────────────────────────────────────────────────────────
+
+
+def _cases(folder: Path, scale: Scale) -> Iterator[Case]:
+    """Yields what can be run here: bundles of the zoo with weights at random, the models of this project with their own."""
+    from tests import realdata
+    from tests.bundles import copy_bundle, write_card, write_random_weights
+
+    window = [scale.window] * 3
+    for title, name, changes in (
+        ("spleen UNet", "spleen_ct_segmentation", {"inferer#roi_size": window}),
+        ("whole body, 105 classes", "wholeBody_ct_segmentation", {"inferer#roi_size": window}),
+    ):
+        volume = synthetic_volume(scale.slices, scale.rows, seed=1)
+        bundle = copy_bundle(name, folder, changes)
+        write_random_weights(bundle, [volume], crop=scale.window)
+        write_card(bundle, {1: "structure"})
+        run = {"dataloader#num_workers": 0, "separate_folder": False, "output_dir": str(folder / f"{name}-out")}
+        yield _case(folder, title, bundle, volume, run)
+    for title, name, files in (
+        ("brain extraction, CT", "brain-extraction", lambda: sorted(realdata.head_ct_debian_dir().rglob("*.dcm"))),
+        ("brain structures, T1", "brain-structures-t1", realdata.adi_t1_files),
+        ("brain volumes, T1", "brain-volumes-t1", realdata.adi_t1_files),
+    ):
+        yield from _own_case(folder, title, MODELS / name, files)
+
+
+def _own_case(folder: Path, title: str, bundle: Path, files: Any) -> Iterator[Case]:
+    """Yields a model of this project on real images, where its weights and they are at hand."""
+    from _pytest.outcomes import Skipped
+
+    from node.errors import NodeError
+    from node.inference.series_reader import read_series
+    from node.inference.weights import require_weights
+    from node.modelstore import load_card
+
+    try:
+        require_weights(load_card(bundle), bundle)
+        volume = read_series(files())
+    except (NodeError, Skipped) as error:
+        print(f"{title:26}skipped: {error}")
+        return
+    run = {"output_dir": str(folder / f"{bundle.name}-out")}
+    yield _case(folder, title, bundle, volume, run)
+
+
+def _case(folder: Path, title: str, bundle: Path, volume: Any, run: dict[str, Any]) -> Case:
+    import pickle
+
+    import nibabel
+
+    home = folder / f"{bundle.name}-in"
+    home.mkdir(parents=True, exist_ok=True)
+    kept, nifti = home / "volume.pickle", home / "image0.nii"
+    kept.write_bytes(pickle.dumps(volume))
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.patient_from_voxel[:, [2, 1, 0, 3]]
+    nibabel.save(nibabel.Nifti1Image(volume.voxels.transpose(2, 1, 0), affine), nifti)  # type: ignore[no-untyped-call]
+    configuration = json.loads((bundle / "configs" / "inference.json").read_text())
+    source = {"dataset#data": [{"image": str(nifti)}]} if "dataset" in configuration else {"datalist": [str(nifti)]}
+    arguments = {
+        "config_file": str(bundle / "configs" / "inference.json"),
+        "meta_file": str(bundle / "configs" / "metadata.json"),
+        "bundle_root": str(bundle),
+        "device": "$torch.device('cpu')",
+        **source,
+        **run,
+    }
+    postfix = configuration.get("output_postfix", "trans")
+    written = Path(run["output_dir"]) / (f"image0_{postfix}.nii.gz" if "separate_folder" in run else f"image0/image0_{postfix}.nii.gz")
+    return Case(title, str(bundle), str(kept), str(nifti), arguments, str(written))
+
+
+def synthetic_volume(slices: int, rows: int, *, seed: int, spacing_mm: tuple[float, float, float] = (1.25, 0.8, 0.8)) -> Any:
+    """Answers a CT of a body-like ellipse with smooth texture."""
+    from node.domain.volume import Plane, SourceGrid, Volume, VolumeGeometry
+
+    generator = np.random.default_rng(seed)
+    coarse = generator.normal(size=(slices // 8 + 2, rows // 8 + 2, rows // 8 + 2)).astype(np.float32)
+    voxels = np.repeat(np.repeat(np.repeat(coarse, 8, 0)[:slices], 8, 1)[:, :rows], 8, 2)[:, :, :rows]
+    y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : rows * 1j]
+    voxels = np.where((x / 0.9) ** 2 + (y / 0.65) ** 2 < 1, np.float32(40) + 60 * voxels, np.float32(-1000)).astype(np.float32)
+    planes = tuple(Plane("1.2", f"1.{n}", (-200.0, -180.0, n * spacing_mm[0])) for n in range(slices))
+    source = SourceGrid(rows, rows, spacing_mm[1], spacing_mm[2], (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), planes, "1.9")
+    matrix = np.eye(4)
+    matrix[:3, :3] = np.array([[0, 0, spacing_mm[2]], [0, spacing_mm[1], 0], [spacing_mm[0], 0, 0]])
+    matrix[:3, 3] = planes[0].image_position_patient
+    return Volume(voxels, VolumeGeometry(source.shape, matrix), source, "CT")
+
+
+# ── one run a process ───────────────────────────────────────────────────────
+
+
+def _in_process(arguments: Sequence[str]) -> dict[str, Any]:
+    """Runs one side; answers what it told, with the cost of its whole process."""
+    print(" ".join(arguments[:2]), file=sys.stderr)
+    began = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.volume_path", *arguments], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    words = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}")
+    told: dict[str, Any] = json.loads(words.splitlines()[-1])
+    told |= {
+        "wall_s": time.perf_counter() - began,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
+    return told
+
+
+def run_radnode(case: Case) -> dict[str, Any]:
+    """Answers what our path took, model loaded and volume in memory; keeps the labels beside the volume."""
+    import pickle
+
+    from node.inference.bundle import load_bundle
+    from node.modelstore import load_card
+
+    volume = pickle.loads(Path(case.volume).read_bytes())  # noqa: S301 - written by this program
+    bundle = load_bundle(Path(case.bundle), load_card(Path(case.bundle)))
+    began, cpu = time.perf_counter(), time.process_time()
+    findings = bundle.predict([volume])
+    cost = {"work_s": time.perf_counter() - began, "work_cpu_s": time.process_time() - cpu}
+    assert findings.label_map is not None
+    np.save(Path(case.volume).with_suffix(".labels.npy"), findings.label_map.labels)
+    return {**cost, "stages": dict(findings.stages), "engine": bundle.provenance.engine, "notes": list(findings.provenance_notes)}
+
+
+def run_monai(case: Case) -> dict[str, Any]:
+    """Answers what `monai.bundle run` took: from the first transform to the labels on the disk."""
+    import monai.bundle
+    from monai.inferers import Inferer
+    from monai.transforms import Compose, Invertd, SaveImaged
+
+    marks: list[tuple[str, float, float]] = []
+
+    def timed(owner: Any, name: str) -> None:
+        plain = owner.__call__
+
+        def call(self: Any, *arguments: Any, **options: Any) -> Any:
+            began, cpu = time.perf_counter(), time.process_time()
+            try:
+                return plain(self, *arguments, **options)
+            finally:
+                marks.append((name, time.perf_counter() - began, time.process_time() - cpu))
+
+        owner.__call__ = call
+
+    timed(Compose, "compose")
+    timed(Invertd, "restore")
+    timed(SaveImaged, "save")
+    for kind in {of for of in _subclasses(Inferer) if "__call__" in vars(of)}:
+        timed(kind, "network")
+    monai.bundle.run(**dict(case.run))
+    network = [mark for mark in marks if mark[0] == "network"]
+    composed = [mark for mark in marks if mark[0] == "compose"]
+    of = {name: sum(mark[1] for mark in marks if mark[0] == name) for name in ("restore", "save")}
+    network_s = max(mark[1] for mark in network)
+    stages = {"preprocess": composed[0][1], "network": network_s, "restore": sum(mark[1] for mark in composed[1:]) - of["save"]}
+    cpu_s = sum(mark[2] for mark in composed) + max(mark[2] for mark in network) - sum(mark[2] for mark in marks if mark[0] == "save")
+    return {"work_s": sum(stages.values()), "work_cpu_s": cpu_s, "stages": stages}
+
+
+def _subclasses(kind: Any) -> Iterator[Any]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def run_memory(order: str, slices: int, rows: int, classes: int) -> dict[str, Any]:
+    """Answers the network's grid, and how much MONAI's scores would take there; the peak is the process's own."""
+    import torch
+    from monai.inferers import SlidingWindowInferer
+    from monai.transforms import Compose, NormalizeIntensityd, Orientationd, ScaleIntensityd, ScaleIntensityRanged, Spacingd
+
+    from node.inference.recipe import Recipe
+    from node.inference.segment import segment
+    from node.inference.tail import ScoreStep, Tail
+
+    turned = Orientationd("image", axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S")))
+    scaled: list[Any]
+    if order == "whole body":
+        spacing, scaled = (1.5, 1.5, 1.5), [NormalizeIntensityd("image", nonzero=True), ScaleIntensityd("image", minv=-1.0, maxv=1.0)]
+        inferer = SlidingWindowInferer((96, 96, 96), overlap=0.25, padding_mode="replicate", mode="gaussian")
+        tail = Tail(decides_first=True)
+    else:
+        spacing, scaled = (1.5, 1.5, 2.0), [ScaleIntensityRanged("image", a_min=-57, a_max=164, b_min=0, b_max=1, clip=True)]
+        inferer = SlidingWindowInferer((96, 96, 96), sw_batch_size=4, overlap=0.5)
+        tail = Tail(scores_first=(ScoreStep("softmax", lambda scores: torch.softmax(scores, dim=0)),))
+    preprocessing = Compose([turned, Spacingd("image", pixdim=spacing, mode="bilinear"), *scaled])
+    recipe = Recipe(preprocessing, cast("Any", inferer), tail, torch.nn.Identity, loads_torchscript=False)
+    volume = synthetic_volume(slices, rows, seed=1, spacing_mm=(1.0, 0.8, 0.8))
+    network = _OneVoxel(classes)
+    findings = segment([volume], recipe, network)
+    assert findings.label_map is not None
+    assert len(np.unique(findings.label_map.labels)) > classes // 4, "too few classes to be worth a measurement"
+    grid = [
+        round((size - 1) * from_mm / to_mm) + 1 for size, from_mm, to_mm in zip((rows, rows, slices), (0.8, 0.8, 1.0), spacing, strict=True)
+    ]
+    return {"grid": grid, "scores_gib": 4 * classes * np.prod(grid) / 2**30, "stages": dict(findings.stages)}
+
+
+class _OneVoxel:
+    """A network that costs next to nothing: every class is a parabola of the image, so that each wins somewhere."""
+
+    preferred_batch = 1
+
+    def __init__(self, classes: int) -> None:
+        import torch
+
+        self._centres = torch.linspace(-1, 1.2, classes)[:, None, None, None]
+
+    def infer(self, batch: Any) -> Any:
+        return (batch * (2 * self._centres)).sub_(self._centres**2)
+
+    def describe(self) -> str:
+        return "one voxel"
+
+    def close(self) -> None:
+        """Holds nothing."""
+
+
+def _written(case: Case, folder: Path) -> str:
+    path = folder / "case.json"
+    path.write_text(json.dumps(asdict(case)))
+    return str(path)
+
+
+def _machine() -> dict[str, Any]:
+    import monai
+    import torch
+
+    return {"cores": os.cpu_count(), "torch": torch.__version__, "monai": monai.__version__, "load": os.getloadavg()[0]}
+
+
+def _main(arguments: Sequence[str]) -> dict[str, Any]:
+    if arguments[0] == "memory":
+        return run_memory(arguments[1], *(int(number) for number in arguments[2:]))
+    case = Case(**json.loads(Path(arguments[1]).read_text()))
+    return run_radnode(case) if arguments[0] == "radnode" else run_monai(case)
+
+
+if __name__ == "__main__":
+    print(json.dumps(_main(sys.argv[1:])))
