@@ -1,6 +1,7 @@
 """`radnode model`: which models there are, what they accept and report, and whether their files are right."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def _show(arguments: argparse.Namespace) -> int:
     card = find_card(folder, arguments.name)
     installed = read_installed(folder / card.name)
     if arguments.json:
-        print_json({"card": card, "installed": installed})
+        print_json(dataclasses.asdict(card) | {"installed": installed})
         return ExitCode.OK
     print(f"{card.title}\n{card.name} {card.version}, {card.manufacturer}, {card.licence}\n")
     if card.draft:

@@ -153,6 +153,19 @@ def _as_json(done: "OfflineResult") -> dict[str, object]:
             }
             for segment in result.segments
         ],
+        "evaluations": [
+            {
+                "question": one.definition.concept.meaning,
+                "probabilities": {answer.label: p for answer, p in zip(one.definition.answers, one.probabilities, strict=True)},
+                "image": one.image.sop_instance_uid if one.image else None,
+            }
+            for one in result.evaluations
+        ],
+        "detections": [
+            {"label": one.definition.label, "score": one.score, "centre_mm": one.centre_mm, "half_axes_mm": one.half_axes_mm}
+            for one in result.detections
+        ],
+        "landmarks": [{"label": one.definition.label, "score": one.score, "position_mm": one.position_mm} for one in result.landmarks],
         "notes": result.notes,
         "paths": done.paths,
         "stages": done.stages,
@@ -171,6 +184,13 @@ def _print(done: "OfflineResult") -> None:
     if rows:
         print()
         print_table(("STRUCTURE", "MEASUREMENT", "VALUE", "UNIT"), rows, empty="")
+    for evaluation in result.evaluations:
+        told = ", ".join(f"{a.label} {100 * p:.0f} %" for a, p in zip(evaluation.definition.answers, evaluation.probabilities, strict=True))
+        print(f"{evaluation.definition.concept.meaning}: {told}")
+    places = [(one.definition.label, one.score, one.centre_mm) for one in result.detections]
+    places += [(one.definition.label, one.score, one.position_mm) for one in result.landmarks]
+    for label, score, place in places:
+        print(f"{label}: score {score:.2f} at " + " ".join(f"{value:.1f}" for value in place) + " mm")
     for note in result.notes:
         print(f"note: {note.text}")
     print()

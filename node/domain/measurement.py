@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.codes import (
+    AREA,
     ATTENUATION_COEFFICIENT,
     LONG_AXIS,
     MAXIMUM_3D_DIAMETER,
@@ -17,13 +18,14 @@ from node.codes import (
     UCUM_CUBIC_CENTIMETRE,
     UCUM_HOUNSFIELD,
     UCUM_MILLIMETRE,
+    UCUM_SQUARE_MILLIMETRE,
     VOLUME,
     Code,
 )
 from node.domain.extent import measure_extent
 from node.domain.modelcard import ModelCard, SegmentDefinition
 from node.domain.result import Measurement, SegmentResult
-from node.domain.volume import LabelMap, SourceGrid, Volume
+from node.domain.volume import SPACING_UNKNOWN, LabelMap, SourceGrid, Volume
 
 _MM3_PER_CM3: Final = 1000.0
 _SIGNIFICANT_DIGITS: Final = 6
@@ -32,7 +34,8 @@ _SIGNIFICANT_DIGITS: Final = 6
 def measure(label_map: LabelMap, card: ModelCard, volume: Volume | None = None) -> tuple[SegmentResult, ...]:
     """Answers every structure of the card: present when a voxel bears its label, with what the card wants measured of it.
 
-    A voxel is as thick as the slab its slice stands for, so the volume is right for uneven and for tilted slices. `volume` holds
+    A voxel is as thick as the slab its slice stands for, so the volume is right for uneven and for tilted slices. On a single image
+    (a radiograph) areas stand where elsewhere volumes do; where it states no pixel spacing, nothing is measured. `volume` holds
     the images that were analysed: without it, or where its values are no Hounsfield units, no attenuation is told.
     """
     voxels_per_plane = label_map.pixels_of_planes()
@@ -50,7 +53,13 @@ def measure(label_map: LabelMap, card: ModelCard, volume: Volume | None = None) 
 
 
 def _measurements(segment: SegmentDefinition, label_map: LabelMap, volume_cm3: float, volume: Volume | None) -> Iterator[Measurement]:
-    if "volume" in segment.measure:
+    if volume is not None and any(note.code == SPACING_UNKNOWN for note in volume.notes):
+        return
+    is_flat = len(label_map.source.planes) == 1
+    if "volume" in segment.measure and is_flat:
+        pixel_mm2 = label_map.source.row_spacing_mm * label_map.source.column_spacing_mm
+        yield _number(AREA, int(np.count_nonzero(label_map.mask(segment.label_value))) * pixel_mm2, UCUM_SQUARE_MILLIMETRE)
+    elif "volume" in segment.measure:
         yield _number(VOLUME, volume_cm3, UCUM_CUBIC_CENTIMETRE)
     wants_attenuation = "attenuation" in segment.measure and volume is not None and volume.units == UCUM_HOUNSFIELD
     if not (wants_attenuation or "diameter" in segment.measure):
@@ -59,7 +68,8 @@ def _measurements(segment: SegmentDefinition, label_map: LabelMap, volume_cm3: f
     if "diameter" in segment.measure:
         extent = measure_extent(mask, label_map.source)
         yield _number(LONG_AXIS, extent.in_plane_mm, UCUM_MILLIMETRE)
-        yield _number(MAXIMUM_3D_DIAMETER, extent.in_space_mm, UCUM_MILLIMETRE)
+        if not is_flat:
+            yield _number(MAXIMUM_3D_DIAMETER, extent.in_space_mm, UCUM_MILLIMETRE)
     if wants_attenuation and volume is not None:
         inside = values_inside(mask, label_map.source, volume)
         for derivation, value in (

@@ -83,7 +83,12 @@ class SourceGrid:
         return matrix
 
     def slab_thicknesses_mm(self) -> NDArray[np.float64]:
-        """Answers how much of the normal each plane stands for: half the way to each neighbour; ends mirror their one neighbour."""
+        """Answers how much of the normal each plane stands for: half the way to each neighbour; ends mirror their one neighbour.
+
+        A single plane stands for nothing: NaN.
+        """
+        if len(self.planes) == 1:
+            return np.full(1, np.nan)
         distances = self.distances_mm
         gaps = np.diff(distances)
         before = np.concatenate([gaps[:1], gaps])
@@ -112,6 +117,10 @@ class VolumeGeometry:
         corners = np.array([(s, r, c, 1.0) for s in (0, slices) for r in (0, rows) for c in (0, columns)]).T
         difference = self.patient_from_voxel @ corners - other.patient_from_voxel @ corners
         return bool(np.abs(difference).max() <= GRID_TOLERANCE_MM)
+
+
+SPACING_UNKNOWN: Final = "PixelSpacingUnknown"
+"""Code of a note: nothing can be measured in millimetres."""
 
 
 @dataclass(frozen=True, slots=True)

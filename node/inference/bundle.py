@@ -14,7 +14,7 @@ from node.domain.findings import Findings
 from node.domain.modelcard import ModelCard, WeightsFile
 from node.domain.result import Provenance
 from node.domain.volume import Volume
-from node.errors import BundleInvalid
+from node.errors import BundleInvalid, OutsideIntendedUse
 from node.inference.classify import classify
 from node.inference.detect import Detector, load_detector
 from node.inference.engines.onnx_export import Window
@@ -72,6 +72,8 @@ class Bundle:
             return classify(images, self.card, self.recipe, self._engine, progress)
         if self.recipe.task == LANDMARKS:
             return locate(images, self.card, self.recipe, self._engine, progress)
+        if self.card.reads == "images" and len(images) > 1:
+            raise OutsideIntendedUse(f"{self.card.name} outlines one image at a time, {len(images)} came.")
         return segment(images, self.recipe, self._engine, progress)
 
 

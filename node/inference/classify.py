@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from monai.data import MetaTensor
@@ -13,6 +14,8 @@ from node.errors import BundleInvalid
 from node.inference.engines import Engine
 from node.inference.preprocess import as_meta_tensor
 from node.inference.recipe import Recipe
+
+_ROUNDING: Final = 1e-3
 
 
 def classify(
@@ -27,6 +30,7 @@ def classify(
     """
     stages = {"preprocess": 0.0, "network": 0.0}
     evaluations: list[Evaluation] = []
+    notes: dict[str, str] = {}
     cases = [[image] for image in images] if card.reads == "images" else [list(images)]
     for number, case in enumerate(cases):
         progress(number / len(cases))
@@ -42,9 +46,14 @@ def classify(
             asked = [answer.channel for answer in definition.answers]
             if max(asked) >= len(probabilities):
                 raise BundleInvalid(f"the card of {card.name} asks for channel {max(asked)}, the network answers {len(probabilities)}")
-            evaluations.append(Evaluation(definition, tuple(float(probabilities[channel]) for channel in asked), plane))
+            given = probabilities[asked]
+            if len(asked) > 1 and not torch.isclose(given.sum(), torch.tensor(1.0), atol=_ROUNDING):
+                # scores of answers that exclude each other (a sigmoid an answer) are shares of what they add up to
+                given = given / given.sum() if given.sum() > 0 else torch.full_like(given, 1 / len(asked))
+                notes[definition.concept.meaning] = f"{definition.concept.meaning}: the network's scores were scaled to add up to 1"
+            evaluations.append(Evaluation(definition, tuple(given.tolist()), plane))
     progress(1.0)
-    return Findings(evaluations=tuple(evaluations), stages=stages)
+    return Findings(evaluations=tuple(evaluations), stages=stages, provenance_notes=tuple(notes.values()))
 
 
 def prepare(images: Sequence[Volume], recipe: Recipe, *, is_flat: bool = False) -> MetaTensor:

@@ -9,13 +9,11 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from node.codes import UCUM_NO_UNITS
-from node.domain.volume import Plane, QualityNote, SourceGrid, Volume, VolumeGeometry
+from node.domain.volume import SPACING_UNKNOWN, Plane, QualityNote, SourceGrid, Volume, VolumeGeometry
 from node.errors import NotAVolume
 from node.inference.elements import decimals, text
 from node.inference.pixels import Rescale, modality_transform, read_frames
 from node.inference.series_reader import Instance, Instances, read_instance, select_instances
-
-SPACING_UNKNOWN: Final = "PixelSpacingUnknown"
 
 _UPRIGHT: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 _SPACINGS: Final = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")

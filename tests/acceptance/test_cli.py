@@ -241,6 +241,7 @@ def test_models_are_listed_and_shown(place: Path) -> None:
         "name": "thresholds",
         "version": "1.0.0",
         "weights": "installed",
+        "confirmed": "yes",
         "modality": "CT",
         "title": "Organ and marker by value",
     }

@@ -19,6 +19,7 @@ DOCUMENTS = (
     "models/CARD.md",
     "docs/how-to/disk-and-journal.md",
     "docs/how-to/results.md",
+    "docs/how-to/models.md",
     "docs/explanation/promises.md",
     "docs/explanation/limits.md",
 )

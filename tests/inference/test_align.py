@@ -8,10 +8,13 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from node.domain.volume import Plane, SourceGrid, Volume, VolumeGeometry
+from node.codes import Code
+from node.domain.measurement import measure
+from node.domain.modelcard import ModelCard, SegmentDefinition
+from node.domain.volume import SPACING_UNKNOWN, LabelMap, Plane, SourceGrid, Volume, VolumeGeometry
 from node.errors import MixedFrameOfReference, NotAVolume
 from node.inference.align import BEYOND_THE_IMAGES, RESAMPLED_ON_FIRST, align
-from node.inference.image_reader import SPACING_UNKNOWN, read_images
+from node.inference.image_reader import read_images
 from tests.conformance.other_objects import radiograph
 
 
@@ -84,3 +87,30 @@ def test_an_image_without_spacing_says_so(tmp_path: Path) -> None:
     dataset.save_as(path)
     (image,) = read_images([path])
     assert [note.code for note in image.notes] == [SPACING_UNKNOWN]
+
+
+@pytest.mark.parametrize("has_spacing", [True, False])
+def test_areas_are_measured_on_a_radiograph_whose_spacing_is_known(tmp_path: Path, has_spacing: bool) -> None:
+    import pydicom
+
+    radiograph(tmp_path)
+    path = tmp_path / "cr.dcm"
+    dataset = pydicom.dcmread(path)
+    if not has_spacing:
+        del dataset.ImagerPixelSpacing
+        dataset.save_as(path)
+    (image,) = read_images([path])
+    labels = np.zeros(image.source.shape, np.uint8)
+    labels[0, 10:20, 5:25] = 1
+    code = Code("1", "99T", "x")
+    card = ModelCard(
+        "m", "1", "M", "us", "x", "x", "x", "x", (), (), (SegmentDefinition(1, "A", code, code, measure=("volume", "diameter")),)
+    )
+    (segment,) = measure(LabelMap(labels, image.source), card, image)
+    assert segment.present
+    found = {one.concept.meaning: (one.value, one.unit.value) for one in segment.measurements}
+    if has_spacing:
+        assert found["Area"] == (200 * 0.04, "mm2")
+        assert set(found) == {"Area", "Long axis"}
+    else:
+        assert not found

@@ -14,7 +14,7 @@ from node.inference.engines.hardware import Driver, cuda_driver
 from node.inference.engines.onnx_export import Window, export_onnx
 from node.inference.engines.store import EngineRefused, EngineStore
 from node.inference.engines.tensorrt_build import BatchProfile, BuildFailed, build_plan, is_rtx, load_tensorrt
-from node.inference.engines.tensorrt_engine import TensorRtEngine
+from node.inference.engines.tensorrt_engine import PlanUse, TensorRtEngine
 
 WINDOW = Window(1, (16, 16, 16))
 PROFILE = BatchProfile(1, 2, 4)
@@ -103,7 +103,7 @@ def test_no_runtime_is_made_where_the_driver_does_not_open(monkeypatch: pytest.M
     monkeypatch.setattr(tensorrt_engine, "cuda_driver", lambda: Driver(fault="there is no NVIDIA driver"))
     module = types.SimpleNamespace(__name__="tensorrt", Runtime=forbidden)
     with pytest.raises(EngineError, match="there is no NVIDIA driver"):
-        TensorRtEngine(module, b"", WINDOW, precision="fp32", batch=2, device="cuda:0")  # type: ignore[arg-type]
+        TensorRtEngine(module, b"", PlanUse(WINDOW, "fp32", 2, "cuda:0"))  # type: ignore[arg-type]
 
 
 def test_a_driver_that_does_not_start_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,10 +188,7 @@ def open_stand_in(library: StandIn, plan: bytes = b"plan", cache: bytes = b"") -
     return TensorRtEngine(
         library,  # type: ignore[arg-type]
         plan,
-        Window(1, (2, 2, 2)),
-        precision="fp16",
-        batch=2,
-        device="cuda:0",
+        PlanUse(Window(1, (2, 2, 2)), "fp16", 2, "cuda:0"),
         runtime_cache=cache,
         launcher=CpuLauncher(),
     )
@@ -239,7 +236,7 @@ def test_a_plan_answers_what_torch_answers_on_the_gpu(trt: types.ModuleType, onn
     if cuda_driver().fault or not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     built = build_plan(trt, onnx_file, WINDOW, PROFILE)
-    engine = TensorRtEngine(trt, built.content, WINDOW, precision="fp32", batch=2, device="cuda:0")
+    engine = TensorRtEngine(trt, built.content, PlanUse(WINDOW, "fp32", 2, "cuda:0"))
     batch = torch.rand(WINDOW.batch(5))
     with torch.inference_mode():
         reference = make_network()(batch)

@@ -173,17 +173,10 @@ def make_engine(candidate: Candidate, material: Material, files: Mapping[str, by
             material.onnx, provider=candidate.variant, device=place.device, batch=candidate.batch, threads=place.threads
         )
     from node.inference.engines.tensorrt_build import load_tensorrt
-    from node.inference.engines.tensorrt_engine import TensorRtEngine
+    from node.inference.engines.tensorrt_engine import PlanUse, TensorRtEngine
 
-    return TensorRtEngine(
-        load_tensorrt(),
-        files[PLAN],
-        window,
-        precision=candidate.precision,
-        batch=candidate.batch,
-        device=place.device,
-        runtime_cache=files.get(RUNTIME_CACHE, b""),
-    )
+    use = PlanUse(window, candidate.precision, candidate.batch, place.device)
+    return TensorRtEngine(load_tensorrt(), files[PLAN], use, runtime_cache=files.get(RUNTIME_CACHE, b""))
 
 
 def build_files(candidate: Candidate, material: Material, timing_cache: bytes = b"") -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 There is one shape, that of a full batch: the buffers lie still, and one CUDA graph serves every run.
 """
 
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final, Protocol
 
@@ -60,29 +61,27 @@ class CudaLauncher:
                 _enqueue(context, self._stream.cuda_stream)
 
 
+@dataclass(frozen=True, slots=True)
+class PlanUse:
+    """What a plan was built for."""
+
+    window: Window
+    precision: str
+    batch: int
+    device: str
+
+
 class TensorRtEngine:
     """A deserialised plan with one context."""
 
-    def __init__(  # noqa: PLR0913 - a plan and all that it was built for
-        self,
-        trt: ModuleType,
-        plan: bytes,
-        window: Window,
-        *,
-        precision: str,
-        batch: int,
-        device: str,
-        runtime_cache: bytes = b"",
-        launcher: Launcher | None = None,
-    ) -> None:
+    def __init__(self, trt: ModuleType, plan: bytes, use: PlanUse, *, runtime_cache: bytes = b"", launcher: Launcher | None = None) -> None:
         """`runtime_cache` is what TensorRT-RTX compiled on this GPU before."""
         if launcher is None:
             if fault := cuda_driver().fault:  # a runtime without a driver crashes in some versions
                 raise EngineError(f"TensorRT cannot run here: {fault}")
-            launcher = CudaLauncher(device, capture=not is_rtx(trt))
+            launcher = CudaLauncher(use.device, capture=not is_rtx(trt))
         self._log: list[str] = []
-        self._trt, self._window, self._batch = trt, window, batch
-        self._precision, self._device = precision, device
+        self._trt, self._use = trt, use
         self._launcher = launcher
         self._runtime = self._present(trt.Runtime(make_logger(trt, self._log)), "a runtime")
         self._runtime.engine_host_code_allowed = False
@@ -94,17 +93,17 @@ class TensorRtEngine:
     @property
     def preferred_batch(self) -> int:
         """Windows at once."""
-        return self._batch
+        return self._use.batch
 
     def infer(self, batch: torch.Tensor) -> torch.Tensor:
         """Answers the output of the network, float32, on the CPU."""
-        with told_as_ours(batch, self._device):
-            return require_finite(run_in_batches(self._run, batch.float(), self._batch, whole=True))
+        with told_as_ours(batch, self._use.device):
+            return require_finite(run_in_batches(self._run, batch.float(), self._use.batch, whole=True))
 
     def describe(self) -> str:
         """For example `tensorrt 11.4.0.106 cuda:0 fp16`."""
         flavour = "tensorrt-rtx" if is_rtx(self._trt) else "tensorrt"
-        return f"{flavour} {self._trt.__version__} {self._device} {self._precision}"
+        return f"{flavour} {self._trt.__version__} {self._use.device} {self._use.precision}"
 
     def close(self) -> None:
         """Frees context, engine and buffers, in this order."""
@@ -131,11 +130,11 @@ class TensorRtEngine:
         return self._engine.create_execution_context(config)
 
     def _bind(self) -> tuple[torch.Tensor, torch.Tensor]:
-        self._must(self._context.set_input_shape(INPUT, self._window.batch(self._batch)), "the shape of the windows")
+        self._must(self._context.set_input_shape(INPUT, self._use.window.batch(self._use.batch)), "the shape of the windows")
         shape = tuple(self._context.get_tensor_shape(OUTPUT))
         if any(size < 0 for size in shape):
             raise EngineError(f"TensorRT knows no shape of the output: {shape}")
-        tensors = (self._launcher.empty(self._window.batch(self._batch)), self._launcher.empty(shape))
+        tensors = (self._launcher.empty(self._use.window.batch(self._use.batch)), self._launcher.empty(shape))
         for name, tensor in zip((INPUT, OUTPUT), tensors, strict=True):
             self._must(self._context.set_tensor_address(name, tensor.data_ptr()), f"the memory of {name}")
         return tensors

@@ -46,7 +46,9 @@ def perform(job: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for part in job["inputs"]:
         loaded = _load(part["descriptor"], part["name"])
-        kept |= {key: loaded[key] for key in job.get("keep", ()) if isinstance(loaded, Mapping) and _is_plain(loaded.get(key))}
+        kept |= {
+            key: loaded[key] for key in job.get("keep", ()) if isinstance(loaded, Mapping) and key in loaded and _is_plain(loaded[key])
+        }
         state = _state_of(loaded, part["name"])
         tensors |= {part["prefix"] + key: tensor for key, tensor in _clean(state, part["name"], notes).items()}
     unique, aliases = _without_shared(tensors)

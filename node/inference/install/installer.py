@@ -18,7 +18,7 @@ from node.errors import BundleInvalid, UsageError
 from node.files import write_durably
 from node.inference.install.contents import Contents, inference_configuration, inspect, read_configuration
 from node.inference.install.convert import Converted, Part, convert, rewrite
-from node.inference.install.nnunet_folder import is_trained_folder, write_bundle
+from node.inference.install.nnunet_folder import MIRRORING, NOT_MIRRORED, is_trained_folder, write_bundle
 from node.inference.install.source import copy_file, files_below, opened
 from node.inference.install.standard_terms import find_in_standard
 from node.inference.install.zoo import PREFIX, fetched
@@ -264,9 +264,9 @@ def _nnunet(work: _Work, progress: Progress) -> Draft:
     )
     progress(f"{len(bundle.checkpoints)} folds: converting to safetensors, in a process without network")
     parts = [Part(path, f"folds.{index}.") for index, path in enumerate(bundle.checkpoints)]
-    done = convert(parts, work.staging / WEIGHTS, keep=("trainer_name", "inference_allowed_mirroring_axes"))
+    done = convert(parts, work.staging / WEIGHTS, keep=(MIRRORING,))
     _tell(work, done)
-    work.notes += bundle.notes
+    work.notes += bundle.notes if done.kept.get(MIRRORING, True) in (None, [], ()) else (*bundle.notes, NOT_MIRRORED)
     work.converted |= {path.relative_to(work.root).as_posix(): sha256_of(path) for path in bundle.checkpoints}
     weights = WeightsFile(WEIGHTS, "safetensors", sha256_of(work.staging / WEIGHTS), f"installed:{len(bundle.checkpoints)} folds")
     metadata = {"license": _licence(work), **bundle.metadata, "version": version_of(work)}

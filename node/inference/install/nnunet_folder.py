@@ -13,6 +13,13 @@ from node.inference.install.contents import read_configuration
 from node.inference.install.source import copy_file
 from node.inference.nnunet_plans import architecture_of, configuration_of, has_regions, heads_of
 
+MIRRORING: Final = "inference_allowed_mirroring_axes"
+"""Key of a checkpoint: the axes along which nnU-Net mirrors at test time; none for some trainers."""
+
+NOT_MIRRORED: Final = (
+    "images are not mirrored at test time, which nnU-Net does by default: eight times faster, labels differ a little at the edges"
+)
+
 PLANS: Final = "nnunet/plans.json"
 DATASET: Final = "nnunet/dataset.json"
 
@@ -183,7 +190,6 @@ def _single(value: Any) -> int:
 def _notes(plans: Mapping[str, Any], settings: Mapping[str, Any], axes: str, wished: str, folds: int) -> tuple[str, ...]:
     notes = [
         f"{folds} folds are averaged" if folds > 1 else "one fold",
-        "images are not mirrored at test time, which nnU-Net does by default: eight times faster, labels differ a little at the edges",
     ]
     if not wished and axes == "LPS":
         notes.append(
