@@ -1,7 +1,7 @@
 """How long a segmentation takes to encode: radnode beside plain highdicom and beside bare bit packing by numpy, in the same run.
 
-Organ-like ellipsoids on 512x512 slices. What is timed ends with the bytes of the file; each runs in a process of its own, so that
-the peak of memory is its own.
+Then how long our gate takes to examine it, from its bytes, beside what it takes to make it. Organ-like ellipsoids on 512x512 slices.
+What is timed ends with the bytes of the file; each runs in a process of its own, so that the peak of memory is its own.
 """
 
 import json
@@ -12,6 +12,7 @@ from io import BytesIO
 from pathlib import Path
 
 KINDS = ("radnode", "highdicom", "numpy")
+EXAMINED = (("seg", "sr"), ("labelmap",), ("rtstruct",))
 
 
 def measure(folder: Path, *, slices: int) -> None:
@@ -27,6 +28,13 @@ def measure(folder: Path, *, slices: int) -> None:
                 f"{segments:8}  {kind:10}{told['frames']:8.0f}{told['wall_s']:8.2f}{told['cpu_s']:8.2f}{told['peak_mib']:10.0f}"
                 f"{told['megabytes']:8.1f}{ratio:13.1f}"
             )
+
+    print("\nthe same results through the gate, read from their bytes; CPU seconds to make them and to examine them")
+    print(f"{'segments':>8}  {'objects':18}{'encode s':>9}{'gate s':>8}{'gate MiB':>10}")
+    for segments in (1, 17, 105):
+        for objects in EXAMINED:
+            told = _in_process("+".join(objects), segments, slices)
+            print(f"{segments:8}  {' and '.join(objects):18}{told['encode_s']:9.2f}{told['gate_s']:8.2f}{told['gate_mib']:10.0f}")
 
 
 def _in_process(kind: str, segments: int, slices: int) -> dict[str, float]:
@@ -71,5 +79,41 @@ def run_one(kind: str, segments: int, slices: int) -> dict[str, float]:
     }
 
 
+def examine_one(roles: str, segments: int, slices: int) -> dict[str, float]:
+    """Encodes the objects of some roles, and examines them; answers what each cost."""
+    import resource
+    import tempfile
+
+    from pydicom import dcmread
+
+    from node.evidence.gate import examine_set
+    from node.evidence.measurement_report import encode_report
+    from node.evidence.segmentation import encode_label_map, encode_segmentation
+    from node.evidence.sop_common import part10_bytes
+    from node.evidence.structure_set import encode_structure_set
+    from tests.conformance.large import large_case
+
+    with tempfile.TemporaryDirectory() as folder:
+        case = large_case(Path(folder), segments, slices)
+    begun_s = time.process_time()
+    asked = (case.result, case.sources, case.context)
+    if roles == "seg+sr":
+        seg = encode_segmentation(*asked)
+        made = [part10_bytes(seg), part10_bytes(encode_report(case.result, case.sources, seg, case.context))]
+        del seg
+    else:
+        made = [part10_bytes((encode_label_map if roles == "labelmap" else encode_structure_set)(*asked))]
+    encoded_s = time.process_time()
+    held_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    faults = examine_set([dcmread(BytesIO(content)) for content in made], case.sources)
+    assert not faults, [str(fault) for _, fault in faults]
+    return {
+        "encode_s": encoded_s - begun_s,
+        "gate_s": time.process_time() - encoded_s,
+        "gate_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - held_mib,
+    }
+
+
 if __name__ == "__main__":
-    print(json.dumps(run_one(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    run = run_one if sys.argv[1] in KINDS else examine_one
+    print(json.dumps(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

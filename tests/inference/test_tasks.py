@@ -11,8 +11,10 @@ import pytest
 import torch
 from monai.apps.detection.transforms.dictionary import AffineBoxToWorldCoordinated, ConvertBoxModed
 from monai.data import MetaTensor
+from pydicom import dcmread
 from safetensors.torch import save_file
 
+from node.domain.states import Outcome
 from node.errors import BundleInvalid, CardInvalid
 from node.inference.bundle import Bundle, load_bundle
 from node.inference.detect import Detector
@@ -20,6 +22,7 @@ from node.inference.image_reader import read_images
 from node.inference.recipe import CLASSIFICATION, read_recipe
 from node.inference.series_reader import read_series
 from node.modelstore import load_card
+from node.pipeline import context_for, run_offline
 from tests.bundles import CARD, copy_bundle
 from tests.conformance.other_objects import radiograph
 from tests.factories import make_ct_series
@@ -104,21 +107,27 @@ def test_a_classifier_of_volumes_answers_the_questions_of_its_card(tmp_path: Pat
     assert evaluation.image is None
 
 
-def test_the_mammography_bundle_of_the_zoo_judges_each_image(tmp_path: Path) -> None:
+def test_the_mammography_bundle_of_the_zoo_judges_each_image_from_dicom_to_a_gated_report(tmp_path: Path) -> None:
     require_torchvision()
     folder = copy_bundle("breast_density_classification", tmp_path)
     network = write_weights(folder, CLASSES, modality="CR", last_by=1e-11)
     radiograph(tmp_path / "cr")
     images = read_images(list((tmp_path / "cr").glob("*.dcm")))
     model = load_bundle(folder, load_card(folder))
-    (evaluation,) = model.predict(images).evaluations
+    context = context_for("zoo", run=0, encoded_at_s=0.0, ae_title="TEST", device_serial_number="1")
+    done = run_offline(list((tmp_path / "cr").glob("*.dcm")), model, context, tmp_path / "out", lambda *_: None)
+    (evaluation,) = done.result.evaluations
+    assert done.result.outcome is Outcome.FOUND
+    told = [item.ConceptCodeSequence[0].CodeMeaning for container in dcmread(done.paths["sr"]).ContentSequence
+            for item in container.get("ContentSequence", []) if item.ValueType == "CODE"]  # fmt: skip
+    assert evaluation.answer.code.meaning in told
     gray = torch.from_numpy(images[0].voxels[0].T.copy())  # columns first, as MONAI's readers of pictures have it
     scaled = ((gray - gray.min()) / (gray.max() - gray.min()))[None].repeat(3, 1, 1)[None]
     with torch.inference_mode():
         output = torch.sigmoid(network(torch.nn.functional.interpolate(scaled, size=(299, 299), mode="area")))[0]
     np.testing.assert_allclose(evaluation.probabilities, output[:2] / output[:2].sum(), atol=1e-4)
     assert evaluation.probabilities != pytest.approx(output[:2].tolist(), abs=1e-3)
-    assert evaluation.image is images[0].source.planes[0]
+    assert evaluation.image == images[0].source.planes[0]
     model.close()
 
 

@@ -27,7 +27,7 @@ def segment(network: torch.nn.Module, image: np.ndarray) -> torch.Tensor:
     scaled = ((torch.from_numpy(image).float()[None, None] - LOWEST_HU) / (HIGHEST_HU - LOWEST_HU)).clamp(0, 1)
     with torch.inference_mode():
         labels = inferer(scaled, network).argmax(1)
-    return torch.as_tensor(KeepLargestConnectedComponent(applied_labels=ONE_PIECE, independent=True)(labels))[0]
+    return torch.as_tensor(KeepLargestConnectedComponent(applied_labels=ONE_PIECE, independent=True)(labels.clone()))[0]
 
 
 def main() -> None:
