@@ -2,6 +2,7 @@
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from node.inference.sliding_window import Block
 from node.inference.tail import LARGEST_VALUE, ChannelSets, Decided, Tail, decide
 
 
-class Labelling:
+class Labelling(ABC):
     """Takes finished blocks of scores and makes labels of them. Called from several threads, for different parts of the image."""
 
     skirt = 0
@@ -64,8 +65,9 @@ class Labelling:
         table[order] = np.arange(len(members))
         return replace(self._kind, values=table[self._labels], members=tuple(members[number] for number in order))
 
+    @abstractmethod
     def _take(self, block: Block, scores: torch.Tensor) -> None:
-        raise NotImplementedError
+        """Enters the labels of a block that is done."""
 
 
 class LabelsOnGrid(Labelling):

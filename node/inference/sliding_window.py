@@ -10,6 +10,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ from monai.inferers import SlidingWindowInferer, SlidingWindowInfererAdapt
 from monai.utils import BlendMode, ensure_tuple_rep, fall_back_tuple
 
 from node.errors import DeviceOutOfMemory
+from node.inference.heap import freed_memory_kept
 from node.inference.parallel import map_on_all_cores
 
 Ranges = tuple[tuple[int, int], ...]
@@ -29,6 +31,9 @@ BATCH_BYTES: Final = 800 << 20
 
 USUAL_BATCH: Final = 4
 """More windows at once gain little on a CPU."""
+
+KEPT_BYTES: Final = 128 << 20
+"""Up to this output of a batch freed memory is kept between batches. Larger blocks would leave holes that nothing fits into."""
 
 _SPARE_BYTES: Final = 256 << 20
 """Memory of finished cells that is kept for the next ones: fetched fresh from the kernel it would be filled with zeros first."""
@@ -179,20 +184,23 @@ def stitch(image: torch.Tensor, inferer: SlidingWindowInferer, network: Network,
         image = torch.nn.functional.pad(image[None], padding, mode=str(inferer.padding_mode), value=inferer.cval)[0]
     waiting = list(windows.in_order())
     batches.size = min(batches.size, len(waiting))
-    while waiting:
-        taken = waiting[: batches.size]
-        try:
-            output = _infer(image, taken, network, batches)
-        except DeviceOutOfMemory as error:
-            batches.halve(error)
-            continue
-        if tuple(output.shape[2:]) != windows.roi:
-            raise DifferentSize
-        batches.fit(output)
-        del waiting[: len(taken)]
-        stitcher.add(taken, output)
-        del output  # as large as all that waits between the windows: the next one must not come on top of it
-        stitcher.progress(1 - len(waiting) / windows.count)
+    with ExitStack() as stack:
+        while waiting:
+            taken = waiting[: batches.size]
+            try:
+                output = _infer(image, taken, network, batches)
+            except DeviceOutOfMemory as error:
+                batches.halve(error)
+                continue
+            if tuple(output.shape[2:]) != windows.roi:
+                raise DifferentSize
+            if len(waiting) == windows.count and output.numel() * output.element_size() <= KEPT_BYTES:
+                stack.enter_context(freed_memory_kept())
+            batches.fit(output)
+            del waiting[: len(taken)]
+            stitcher.add(taken, output)
+            del output  # as large as all that waits between the windows: the next one must not come on top of it
+            stitcher.progress(1 - len(waiting) / windows.count)
 
 
 def _infer(image: torch.Tensor, taken: Sequence[Ranges], network: Network, batches: Batches) -> torch.Tensor:

@@ -40,12 +40,28 @@ PHASES = (
 )
 
 
-def make_network() -> UNet:
-    """Answers the network; the same words stand in configs/inference.json."""
+def make_network(norm: str = "batch") -> UNet:
+    """Answers the network; the same words stand in configs/inference.json.
+
+    Its first stages are trained with instance norm, the last with batch norm whose statistics are fixed: what the network says of a
+    voxel then does not change with how much air or lung is in the window.
+    """
     return UNet(
         spatial_dims=3, in_channels=1, out_channels=CLASS_COUNT, channels=(32, 48, 80, 112), strides=(2, 2, 2), num_res_units=2,
-        norm="instance", act="LEAKYRELU",
+        norm=norm, act="LEAKYRELU",
     )  # fmt: skip
+
+
+def fix_statistics(network: UNet, patches: list[torch.Tensor]) -> None:
+    """Gives batch norms the mean statistics that instance norms had on some patches."""
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm3d)]
+    for module in norms:
+        module.momentum = None  # the mean over all batches
+    network.train()
+    with torch.no_grad():
+        for patch in patches:
+            network(patch)
+    network.eval()
 
 
 @dataclass(frozen=True)
@@ -207,6 +223,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--start", type=Path)
+    parser.add_argument("--norm", choices=("instance", "batch"), default="batch")
     parser.add_argument("--whole-chest", action="store_true", help="the last stage: the slab of the chest is seen from now on")
     parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--stop", type=int, help="end after so many steps of the schedule")
@@ -222,9 +239,13 @@ def main() -> None:
     volumes = dict(np.load(arguments.volumes))
     parts = make_parts(volumes, whole_chest=arguments.whole_chest)
     weights = torch.tensor([part.weight for part in parts])
-    network = make_network().to(memory_format=torch.channels_last_3d)
+    network = make_network(arguments.norm).to(memory_format=torch.channels_last_3d)
     if arguments.start is not None:
-        network.load_state_dict(torch.load(arguments.start, weights_only=True))
+        found = network.load_state_dict(torch.load(arguments.start, weights_only=True), strict=False)
+        if found.missing_keys:
+            fix_statistics(network, [random_patch(parts[int(torch.multinomial(weights, 1))])[0] for _ in range(48)])
+    if arguments.norm == "batch":
+        network.eval()  # statistics stay as they are, all else learns
     average = copy.deepcopy(network).eval()
     optimiser = torch.optim.AdamW(network.parameters(), lr=arguments.rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, arguments.rate, total_steps=arguments.steps, pct_start=0.08)

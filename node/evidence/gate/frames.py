@@ -4,7 +4,7 @@ A Segmentation of a hundred structures has ten thousand frames, whose functional
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -148,32 +148,47 @@ def _of_bytes(value: bytes) -> Iterator[FrameFacts]:
     for start, end in item_spans(value, 0, len(value)):
         found: dict[str, Any] = {}
         for tag, (vr, _, first, last) in spans(value, start, end).items():
-            group = value[first:last]
-            facts = known.get(group)
-            if facts is None:
-                facts = known[group] = _facts_in(View({tag: (vr, group, 0, len(group))}))
-            found.update(facts)
+            if tag in _READERS:
+                group = value[first:last]
+                facts = known.get(group)
+                if facts is None:
+                    facts = known[group] = _facts_of(tag, View({tag: (vr, group, 0, len(group))}))
+                found.update(facts)
         yield FrameFacts(**found)
 
 
 def _facts_in(groups: View) -> dict[str, Any]:
     """Answers what functional groups say, by the names of `FrameFacts`."""
     found: dict[str, Any] = {}
-    for item in groups.items("SegmentIdentificationSequence")[:1]:
-        found["segment"] = item.get("ReferencedSegmentNumber")
-    for item in groups.items("PlanePositionSequence")[:1]:
-        found["position_mm"] = numbers_in(item, "ImagePositionPatient")
-    for item in groups.items("PlaneOrientationSequence")[:1]:
-        found["orientation"] = numbers_in(item, "ImageOrientationPatient")
-    for item in groups.items("PixelMeasuresSequence")[:1]:
-        found["pixel_spacing_mm"] = numbers_in(item, "PixelSpacing")
-    for item in groups.items("FrameContentSequence")[:1]:
-        found["dimension_index_values"] = tuple(_listed(item.get("DimensionIndexValues")))
-    sources = [source for item in groups.items("DerivationImageSequence") for source in item.items("SourceImageSequence")]
-    if sources:
-        found["source_instances"] = tuple(str(one.get("ReferencedSOPInstanceUID") or "") for one in sources)
-        found["source_frames"] = tuple(int(number) for one in sources for number in _listed(one.get("ReferencedFrameNumber")))
+    for tag in _READERS:
+        found.update(_facts_of(tag, groups))
     return found
+
+
+def _facts_of(tag: int, groups: View) -> dict[str, Any]:
+    items = groups.value(tag)
+    return _READERS[tag](items) if items else {}
+
+
+def _sources(items: list[View]) -> dict[str, Any]:
+    sources = [source for item in items for source in item.items("SourceImageSequence")]
+    if not sources:
+        return {}
+    return {
+        "source_instances": tuple(str(one.get("ReferencedSOPInstanceUID") or "") for one in sources),
+        "source_frames": tuple(int(number) for one in sources for number in _listed(one.get("ReferencedFrameNumber"))),
+    }
+
+
+_READERS: Final[Mapping[int, Callable[[list[View]], dict[str, Any]]]] = {
+    0x0062000A: lambda items: {"segment": items[0].get("ReferencedSegmentNumber")},
+    0x00209113: lambda items: {"position_mm": numbers_in(items[0], "ImagePositionPatient")},
+    0x00209116: lambda items: {"orientation": numbers_in(items[0], "ImageOrientationPatient")},
+    0x00289110: lambda items: {"pixel_spacing_mm": numbers_in(items[0], "PixelSpacing")},
+    0x00209111: lambda items: {"dimension_index_values": tuple(_listed(items[0].get("DimensionIndexValues")))},
+    0x00089124: _sources,
+}
+"""Segment Identification, Plane Position, Plane Orientation, Pixel Measures, Frame Content and Derivation Image Sequence."""
 
 
 def _listed(value: Any) -> list[Any]:
