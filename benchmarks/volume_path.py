@@ -20,7 +20,8 @@ import numpy as np
 
 MODELS: Final = Path(__file__).resolve().parent.parent / "models"
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "volume_path.json"
-SIDES: Final = ("radnode", "monai")
+SIDES: Final = ("radnode", "radnode auto", "monai")
+"""`auto`: on the fastest engine that has passed the gate, as a node runs; it is built and compared before, which is not counted."""
 BUDGET: Final = 3.0
 """../shared/DESIGN.md: how many times faster than MONAI the whole path has to be."""
 
@@ -51,6 +52,8 @@ class Scale:
     memory_slices: int = 600
     memory_rows: int = 512
     memory_classes: int = 105
+    titles: tuple[str, ...] = ()
+    """The cases to run; all, where none is named."""
 
 
 SMALL: Final = Scale(slices=40, rows=64, window=32, rounds=1, memory_slices=60, memory_rows=64, memory_classes=20)
@@ -64,11 +67,14 @@ def measure(folder: Path, scale: Scale, results: Path | None = RESULTS) -> None:
     print(f"{'case':26}{'side':9}{'wall s':>8}{'CPU s':>8}{'peak MiB':>10}  work s: preprocess, network, stitch, restore")
     kept: dict[str, Any] = {"scale": asdict(scale), "machine": _machine(), "cases": {}, "memory": {}}
     for case in _cases(folder, scale):
+        if scale.titles and case.title not in scale.titles:
+            continue
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+        built = _in_process(["build", _written(case, folder)])
         for _ in range(scale.rounds):
             for side in SIDES:
                 runs[side].append(_in_process([side, _written(case, folder)]))
-        kept["cases"][case.title] = _told(case, runs)
+        kept["cases"][case.title] = _told(case, runs) | {"auto": built["engine"]}
     for order in ("whole body", "spleen"):
         print(f"memory: {order}", file=sys.stderr)
         found = _in_process(["memory", order, str(scale.memory_slices), str(scale.memory_rows), str(scale.memory_classes)])
@@ -95,13 +101,25 @@ def _told(case: Case, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[s
             f"{case.title:26}{side:9}{told[side]['wall_s']:8.2f}{told[side]['cpu_s']:8.2f}{told[side]['peak_mib']:10.0f}"
             f"  {told[side]['work_s']:.2f}: {parts}"
         )
-    ratios = {key: told["monai"][key] / max(told["radnode"][key], 1e-9) for key in ("wall_s", "cpu_s", "peak_mib", "work_s", "work_cpu_s")}
-    dice = _dice(Path(case.volume).with_suffix(".labels.npy"), Path(case.written))
-    print(
-        f"{'':26}x MONAI: wall {ratios['wall_s']:.1f}, CPU {ratios['cpu_s']:.1f}; without imports and loading: wall {ratios['work_s']:.1f}, "
-        f"CPU {ratios['work_cpu_s']:.1f} (budget {BUDGET:.0f}); memory {ratios['peak_mib']:.1f}; least Dice {min(dice.values(), default=1):.4f}"
-    )
-    return {**told, "ratios": ratios, "dice": dice}
+    for side in SIDES[:-1]:
+        ratios = {key: told["monai"][key] / max(told[side][key], 1e-9) for key in ("wall_s", "cpu_s", "peak_mib", "work_s", "work_cpu_s")}
+        dice = _dice(_labels_of(case, side), Path(case.written))
+        told[side] |= {"ratios": ratios, "dice": dice, "engine": _engine_of(runs[side])}
+        print(
+            f"{'':26}{side}, {_engine_of(runs[side])}: x MONAI in wall {ratios['wall_s']:.1f}, CPU {ratios['cpu_s']:.1f}, memory "
+            f"{ratios['peak_mib']:.1f}; without imports and loading wall {ratios['work_s']:.1f}, CPU {ratios['work_cpu_s']:.1f} "
+            f"(budget {BUDGET:.0f}); least Dice {min(dice.values(), default=1):.4f}"
+        )
+    return told
+
+
+def _engine_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Answers on what the last run ran, with what it did otherwise than planned."""
+    return "; ".join((runs[-1]["engine"], *runs[-1]["notes"]))
+
+
+def _labels_of(case: Case, side: str) -> Path:
+    return Path(case.volume).with_suffix(f".{side.replace(' ', '-')}.npy")
 
 
 def _dice(ours: Path, theirs: Path) -> dict[int, float]:
@@ -233,21 +251,28 @@ def _in_process(arguments: Sequence[str]) -> dict[str, Any]:
     return told
 
 
-def run_radnode(case: Case) -> dict[str, Any]:
+def run_radnode(case: Case, side: str) -> dict[str, Any]:
     """Answers what our path took, model loaded and volume in memory; keeps the labels beside the volume."""
     import pickle
 
-    from node.inference.bundle import load_bundle
-    from node.modelstore import load_card
-
     volume = pickle.loads(Path(case.volume).read_bytes())  # noqa: S301 - written by this program
-    bundle = load_bundle(Path(case.bundle), load_card(Path(case.bundle)))
+    bundle = _load(case, side)
     began, cpu = time.perf_counter(), time.process_time()
     findings = bundle.predict([volume])
     cost = {"work_s": time.perf_counter() - began, "work_cpu_s": time.process_time() - cpu}
     assert findings.label_map is not None
-    np.save(Path(case.volume).with_suffix(".labels.npy"), findings.label_map.labels)
+    np.save(_labels_of(case, side), findings.label_map.labels)
     return {**cost, "stages": dict(findings.stages), "engine": bundle.provenance.engine, "notes": list(findings.provenance_notes)}
+
+
+def _load(case: Case, side: str) -> Any:
+    from node.inference.bundle import load_bundle
+    from node.inference.engines.select import Build, EngineWish
+    from node.modelstore import load_card
+
+    build = {"radnode auto": Build.NEVER, "build": Build.NOW}
+    wish = EngineWish("auto", Path(case.volume).parent / "engines", build[side]) if side in build else EngineWish()
+    return load_bundle(Path(case.bundle), load_card(Path(case.bundle)), engines=wish)
 
 
 def run_monai(case: Case) -> dict[str, Any]:
@@ -361,7 +386,9 @@ def _main(arguments: Sequence[str]) -> dict[str, Any]:
     if arguments[0] == "memory":
         return run_memory(arguments[1], *(int(number) for number in arguments[2:]))
     case = Case(**json.loads(Path(arguments[1]).read_text()))
-    return run_radnode(case) if arguments[0] == "radnode" else run_monai(case)
+    if arguments[0] == "build":
+        return {"engine": _load(case, "build").provenance.engine}
+    return run_monai(case) if arguments[0] == "monai" else run_radnode(case, arguments[0])
 
 
 if __name__ == "__main__":

@@ -137,15 +137,13 @@ class Worker:
 
     def _analyse(self, job: JobRecord, watch: Stopwatch) -> Analysis:
         """Climbs down the ladder while memory is short; what was done differently stands in the provenance of the result."""
-        notes: list[str] = []
         *planned, last = rungs(self._device)
         for rung in planned:
             try:
-                return told(self._attempt(job, rung, watch), [*notes, rung])
+                return told(self._attempt(job, rung, watch), rung)
             except DeviceOutOfMemory as error:
-                notes.append(rung)
-                log.warning("job.out_of_memory", job_id=job.job_id, reason=str(error), next=rung.name)
-        return told(self._attempt(job, last, watch), [*notes, last])
+                log.warning("job.out_of_memory", job_id=job.job_id, reason=str(error), rung=rung.name)
+        return told(self._attempt(job, last, watch), last)
 
     def _attempt(self, job: JobRecord, rung: Rung, watch: Stopwatch) -> Analysis:
         return analyse(self._files(job), self._shelf.take(job.model, rung), watch)
@@ -266,13 +264,12 @@ class Worker:
             log.warning("job.fenced", job_id=job.job_id, reason="another worker holds the job by now; this result is dropped")
 
 
-def told(analysis: Analysis, notes: Sequence[str]) -> Analysis:
+def told(analysis: Analysis, rung: Rung) -> Analysis:
     """Answers an analysis whose result says how it was made otherwise than planned."""
-    said = tuple(note for note in dict.fromkeys(notes) if note)
     provenance = analysis.result.provenance
-    if not said or provenance is None:
+    if rung is Rung.AS_PLANNED or provenance is None:
         return analysis
-    return replace(analysis, result=replace(analysis.result, provenance=replace(provenance, notes=(*said, *provenance.notes))))
+    return replace(analysis, result=replace(analysis.result, provenance=replace(provenance, notes=(rung.value, *provenance.notes))))
 
 
 def is_disk_full(error: BaseException) -> bool:

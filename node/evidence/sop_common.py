@@ -58,12 +58,13 @@ def device_uid(result: Result) -> str:
 
 
 def algorithm_parameters(result: Result) -> str:
-    """Answers what, beside the model itself, made the result: the engine, the exact weights, and the gate that the engine passed."""
+    """Answers what, beside the model itself, made the result: engine, exact weights, the gate that was passed, what was done otherwise."""
     if result.provenance is None:
         return ""
     weights = ", ".join(result.provenance.weights_sha256)
     parity = f"; agreement: {result.provenance.parity}" if result.provenance.parity else ""
-    return f"engine: {result.provenance.engine}; weights sha256: {weights}{parity}"
+    notes = "".join(f"; note: {note}" for note in result.provenance.notes)
+    return f"engine: {result.provenance.engine}; weights sha256: {weights}{parity}{notes}"
 
 
 def series_description(card: ModelCard, modality: str) -> str:

@@ -1,6 +1,6 @@
 """A worker keeps its models warm within its memory, and tells what it did when memory ran short."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,18 @@ def test_nothing_is_told_of_a_run_as_planned(tmp_path: Path) -> None:
 
     series = make_ct_series(tmp_path / "ct", slices=6, rows=32, columns=32)
     analysis = analyse(series.paths, load_bundle(folder, load_card(folder)), Stopwatch(lambda *_: None))
-    assert told(analysis, [""]) is analysis
-    assert replace(analysis).result.provenance is not None
+    assert told(analysis, Rung.AS_PLANNED) is analysis
+
+
+def test_the_evidence_tells_what_was_done_otherwise(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "models", "a")
+    from node.evidence.sop_common import algorithm_parameters
+    from node.pipeline import Stopwatch, analyse
+
+    series = make_ct_series(tmp_path / "ct", slices=6, rows=32, columns=32)
+    analysis = analyse(series.paths, load_bundle(folder, load_card(folder)), Stopwatch(lambda *_: None))
+    assert "note" not in algorithm_parameters(analysis.result)
+    assert algorithm_parameters(told(analysis, Rung.ON_CPU).result).endswith(f"; note: {Rung.ON_CPU.value}")
 
 
 @dataclass
