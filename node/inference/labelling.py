@@ -12,8 +12,8 @@ import torch
 from node.errors import BundleInvalid
 from node.inference.preprocess import Prepared
 from node.inference.restore import WayBack, can_win, contest, winners
-from node.inference.sliding_window import Block
 from node.inference.tail import LARGEST_VALUE, ChannelSets, Decided, Tail, decide
+from node.inference.windows import Block
 
 
 class Labelling(ABC):

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from node.errors import BundleInvalid
 from node.inference.nnunet_plans import ARCHITECTURES, LAYER_KEYS, architecture_of, configuration_of, heads_of
-from node.inference.sliding_window import Windows
+from node.inference.windows import Windows
 
 ANISOTROPY: Final = 3.0
 """Slices thicker than this many times the pixels are resampled slice by slice, and by the nearest slice across."""

@@ -17,7 +17,7 @@ from node.domain.volume import SourceGrid
 from node.inference.parallel import map_on_all_cores
 from node.inference.preprocess import Prepared
 from node.inference.resample import Taps, parallel_axes, taps_of
-from node.inference.sliding_window import Block, Ranges, blocks_of
+from node.inference.windows import Block, Ranges, blocks_of
 
 _LEAN: Final = 1e-4
 """How far, in voxels over the whole image, axes may lean to each other and still count as parallel."""

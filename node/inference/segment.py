@@ -2,7 +2,7 @@
 
 The scores of a part of the image are decided as soon as the last window over it was seen, and brought to the source before that where
 the bundle wants it so: the scores of the whole image are never held. What the inferer is decides how: MONAI's sliding window is done
-here (`sliding_window.py`), any other runs as it is and its output goes the same way, part by part.
+here (`sliding_window.py`, `stitcher.py`), any other runs as it is and its output goes the same way, part by part.
 """
 
 import time
@@ -22,7 +22,9 @@ from node.inference.parallel import map_on_all_cores
 from node.inference.preprocess import prepare
 from node.inference.recipe import Recipe
 from node.inference.restore import WayBack, bring_probability
-from node.inference.sliding_window import Batches, DifferentSize, Stitcher, blocks_of, stitch, understands, windows_of
+from node.inference.sliding_window import Batches, DifferentSize, stitch
+from node.inference.stitcher import Stitcher
+from node.inference.windows import blocks_of, understands, windows_of
 
 
 def segment(images: Sequence[Volume], recipe: Recipe, engine: Engine, progress: Callable[[float], None] = lambda _: None) -> Findings:

@@ -19,8 +19,8 @@ from node.domain.volume import Plane, SourceGrid
 from node.inference.labelling import Labelling, LabelsOnSource
 from node.inference.preprocess import Prepared, as_meta_tensor, prepare
 from node.inference.restore import WayBack, bring_probability, can_win, winners
-from node.inference.sliding_window import blocks_of
 from node.inference.tail import Decision, ScoreStep, Tail
+from node.inference.windows import blocks_of
 from tests.inference.grids import make_volume
 
 

@@ -84,18 +84,15 @@ def make_part(volumes: dict[str, np.ndarray], name: str, spacing_mm: float, slic
     return Part(image.float()[None, None], structures.float()[None, None], labels.float()[None, None], spacing_mm, chosen, weight)
 
 
-def make_parts(volumes: dict[str, np.ndarray], *, whole_chest: bool) -> list[Part]:
-    """Answers all that training sees; at its end the slab of the chest too, once it has been measured."""
+def make_parts(volumes: dict[str, np.ndarray]) -> list[Part]:
+    """Answers all that training sees."""
     low, high = HELD_OUT_MM["chest"]
     top = HELD_OUT_MM["abdomen"][1]
     chest_mm = 1.5
-    upper_abdomen = make_part(volumes, "abdomen", SPACING_MM, slice(math.ceil((top + GAP_MM) / SPACING_MM), None), 0.3)
-    if whole_chest:
-        return [make_part(volumes, "chest", chest_mm, slice(None), 0.7), upper_abdomen]
     return [
         make_part(volumes, "chest", chest_mm, slice(0, math.floor((low - GAP_MM) / chest_mm)), 0.3),
         make_part(volumes, "chest", chest_mm, slice(math.ceil((high + GAP_MM) / chest_mm), None), 0.4),
-        upper_abdomen,
+        make_part(volumes, "abdomen", SPACING_MM, slice(math.ceil((top + GAP_MM) / SPACING_MM), None), 0.3),
     ]
 
 
@@ -224,7 +221,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--start", type=Path)
     parser.add_argument("--norm", choices=("instance", "batch"), default="batch")
-    parser.add_argument("--whole-chest", action="store_true", help="the last stage: the slab of the chest is seen from now on")
     parser.add_argument("--steps", type=int, default=1300)
     parser.add_argument("--stop", type=int, help="end after so many steps of the schedule")
     parser.add_argument("--batch", type=int, default=2)
@@ -237,7 +233,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     arguments.output.mkdir(parents=True, exist_ok=True)
     volumes = dict(np.load(arguments.volumes))
-    parts = make_parts(volumes, whole_chest=arguments.whole_chest)
+    parts = make_parts(volumes)
     weights = torch.tensor([part.weight for part in parts])
     network = make_network(arguments.norm).to(memory_format=torch.channels_last_3d)
     if arguments.start is not None:
