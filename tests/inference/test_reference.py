@@ -32,8 +32,6 @@ for run in json.load(open(sys.argv[1])):
     monai.bundle.run(**run)
 """
 REFERENCE_TIMEOUT_S: Final = 240
-FEW_VOXELS: Final = 12
-
 AXIAL_FLIPPED: Final = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
