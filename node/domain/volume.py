@@ -151,20 +151,6 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scores:
-    """What a network says about each voxel of its own grid.
-
-    `values` has shape (channels, i, j, k), float32: one channel per class (argmax), or one probability (threshold 0.5).
-    `patient_from_index` maps (i, j, k, 1) to LPS millimetres.
-    """
-
-    values: NDArray[np.float32]
-    patient_from_index: NDArray[np.float64]
-    is_probability: bool = False
-    """True for a single channel of probabilities."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class LabelMap:
     """One value per pixel of the source grid; 0 is background. `labels` has shape `source.shape`, uint8.
 
