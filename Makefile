@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PEERS  := orthanc dcmtk dicom3tools libpixelmed-java default-jre-headless invesalius-examples mricron-data gcc libc6-dev openssl poppler-utils plastimatch fonts-droid-fallback \
+PEERS  := orthanc dcmtk dicom3tools libpixelmed-java default-jdk-headless invesalius-examples mricron-data gcc libc6-dev openssl poppler-utils plastimatch fonts-droid-fallback \
   chromium orthanc-dicomweb $(if $(shell command -v npm),,nodejs npm)
 # Further arguments for pytest: PYTEST='-k delivery'; PYTEST='-n0 --pdb' for one process and a debugger.
 PYTEST ?=

@@ -15,6 +15,7 @@ TESTS: Final = Path(__file__).resolve().parent
 LONGEST_FIRST: Final = (
     "faults/test_soak.py",
     "acceptance/test_real_studies.py",
+    "conformance/test_matrix.py",
     "faults/test_anomalies.py",
     "acceptance/test_main_path.py",
     "acceptance/test_cli.py",
