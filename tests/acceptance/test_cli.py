@@ -401,7 +401,9 @@ def test_doctor_of_a_machine_without_a_node(tmp_path: Path) -> None:
     done = radnode("doctor", "--json", cwd=tmp_path)
     assert done.returncode == ExitCode.OK, done.stdout
     findings = {one["check"]: one["health"] for one in json.loads(done.stdout)}
-    assert findings == {"packages": "ok", "torch": "ok", "decoders": "ok"}
+    engines = {check for check in findings if check.startswith("engine ")}
+    assert engines == {"engine onnxruntime", "engine openvino", "engine tensorrt"}  # ok, or the reason why not: none of them is needed
+    assert {check: findings[check] for check in findings.keys() - engines} == {"packages": "ok", "torch": "ok", "decoders": "ok"}
 
 
 def test_doctor_finds_what_is_wrong_with_a_node(own_place: Path, archive: tuple[Path, int]) -> None:
