@@ -1,10 +1,15 @@
 """What comes before every test module, and how workers (`pytest -n auto`) share the tests: whole files, the longest first."""
 
+import logging
 import os
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+import structlog
 
 from tests.torchvision_ops import declare_missing_operators
 
@@ -42,3 +47,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     rank = {TESTS / name: number for number, name in enumerate(LONGEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Takes back what a command run in this process has set up: its log goes to a captured stderr that ends with the test."""
+    hooks = (sys.excepthook, threading.excepthook)
+    yield
+    if (sys.excepthook, threading.excepthook) != hooks:
+        sys.excepthook, threading.excepthook = hooks
+        logging.captureWarnings(capture=False)
+        root = logging.getLogger()
+        root.handlers = [handler for handler in root.handlers if not type(handler).__module__.startswith("node.")]
+        structlog.reset_defaults()

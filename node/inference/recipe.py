@@ -141,7 +141,7 @@ def _preprocessing(parser: ConfigParser) -> tuple[Compose, str]:
     for item, transform in built:
         if type(transform).__module__.startswith("monai.") and not isinstance(transform, (MapTransform, Compose)):
             raise BundleInvalid(f"preprocessing holds {item.told}, which takes no dictionary → its dictionary form, {item.told}d")
-    keys = [tuple(map(str, getattr(transform, "keys", ()))) for _, transform in built]
+    keys = [_keys_of(transform) for _, transform in built]
     image_key = IMAGE if not any(keys) or any(IMAGE in of for of in keys) else next(of[0] for of in keys if of)
     kept = []
     for (_, transform), of in zip(built, keys, strict=True):
@@ -150,6 +150,12 @@ def _preprocessing(parser: ConfigParser) -> tuple[Compose, str]:
                 transform.allow_missing_keys = True  # a label or the like: there is none
             kept.append(transform)
     return Compose(kept), image_key
+
+
+def _keys_of(transform: object) -> tuple[str, ...]:
+    """Answers what a transform works on; a bundle's own may hold one word, where MONAI's hold several."""
+    keys = getattr(transform, "keys", ())
+    return (keys,) if isinstance(keys, str) else tuple(map(str, keys)) if isinstance(keys, (list, tuple)) else ()
 
 
 def _in_channels(parser: ConfigParser, key: str | None) -> int:
