@@ -61,6 +61,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (bundle / "card.toml").write_text(card)
     (folder / "node.toml").write_text(
         CONFIG.format(models_dir="models", model=bundle.name, quiet_s=0.0, archive_ae_title="ARCHIVE", archive_port=104)
+        + '\n[worker]\nengine = "torch"\n'
     )
     return folder
 

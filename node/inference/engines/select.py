@@ -37,6 +37,9 @@ _WORTH_S: Final = {"cpu": 0.005, "cuda": 0.0005}
 
 log = structlog.get_logger("radnode")
 
+_builders: Final[list[subprocess.Popen[bytes]]] = []
+"""Those that may still run: a model that is set aside meanwhile must not drop its builder unreaped."""
+
 
 class Build(StrEnum):
     """What to do where no engine of this machine is there yet."""
@@ -245,6 +248,7 @@ class _Selection:
             "--engine", self._wish.wanted, "--child-of", str(os.getpid()),
         ]  # fmt: skip
         self._builder = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # noqa: S603 - our own command
+        _builders[:] = [one for one in _builders if one.poll() is None] + [self._builder]
         log.info("engine.building", model=task.model, wanted=self._wish.wanted, pid=self._builder.pid)
 
     def _tell(self, error: EngineRefused) -> None:
