@@ -258,7 +258,7 @@ class _Reader:
         value = table.get("rgb", [255, 0, 0])
         if isinstance(value, list) and len(value) == 3 and all(isinstance(part, int) and 0 <= part <= 255 for part in value):
             return (value[0], value[1], value[2])
-        self.faults.append("segments: rgb must be three of 0..255")
+        self.faults.append("rgb: must be three of 0..255")
         return (255, 0, 0)
 
     def tables(self, table: Mapping[str, Any], key: str, *, needed: bool = True) -> list[Mapping[str, Any]]:

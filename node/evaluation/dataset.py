@@ -65,7 +65,19 @@ def read_dataset(folder: Path, card: ModelCard) -> tuple[Case, ...]:
     if not names or unknown:
         what = f"has no folder for the case(s) {', '.join(sorted(unknown))}" if unknown else "holds no folders: one for each case is wanted"
         raise UsageError(f"{folder} {what}")
+    for row in answers or ():
+        _require_answer(row, card)
     return tuple(_case(folder / name, card, answers, lesions) for name in names)
+
+
+def _require_answer(row: Mapping[str, str], card: ModelCard) -> None:
+    """Refuses an answer that the card does not know, before an hour of networks has run."""
+    asked = [one for one in card.evaluations if row.get("question") in (None, "", one.concept.meaning)]
+    known = [label for one in asked for label in ([a.label for a in one.answers] if len(one.answers) > 1 else ["yes", "no"])]
+    if row["answer"].casefold() not in {label.casefold() for label in known}:
+        raise UsageError(
+            f"{ANSWERS}: case {row['case']} has the answer {row['answer']!r} → one of {', '.join(known) or 'none: the card asks nothing'}"
+        )
 
 
 def _case(folder: Path, card: ModelCard, answers: Sequence[Mapping[str, str]] | None, lesions: Sequence[Mapping[str, str]] | None) -> Case:

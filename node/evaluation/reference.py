@@ -1,5 +1,6 @@
 """True label maps, read by other people's readers (highdicom, NiBabel) and laid on the grid of the images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,9 +19,12 @@ _RAS_FROM_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrueMasks:
-    """Where each structure truly lies, on the grid of the images: label value of the card → mask of shape `source.shape`."""
+    """Where each structure truly lies, on the grid of the images. A mask is made when it is asked for: there may be a hundred."""
 
-    masks: dict[int, NDArray[np.bool_]]
+    label_values: tuple[int, ...]
+    """Of the card's structures, those that the reference knows."""
+    mask: Callable[[int], NDArray[np.bool_]]
+    """Answers where one of them lies, shape `source.shape`."""
 
 
 def read_reference(path: Path, card: ModelCard, source: SourceGrid) -> TrueMasks:
@@ -33,13 +37,13 @@ def read_reference(path: Path, card: ModelCard, source: SourceGrid) -> TrueMasks
     UsageError
         When the file cannot be read, or holds none of the card's structures.
     """
-    masks = _from_nifti(path, card, source) if path.name.endswith((".nii", ".nii.gz")) else _from_seg(path, card, source)
-    if not masks:
-        raise UsageError(f"{path} holds none of the structures of {card.name}: {', '.join(one.label for one in card.segments)}")
-    return TrueMasks(masks)
+    true = _from_nifti(path, card, source) if path.name.endswith((".nii", ".nii.gz")) else _from_seg(path, card, source)
+    if not true.label_values:
+        raise UsageError(f"{path} holds none of the structures of {card.name} → one of {', '.join(one.label for one in card.segments)}")
+    return true
 
 
-def _from_nifti(path: Path, card: ModelCard, source: SourceGrid) -> dict[int, NDArray[np.bool_]]:
+def _from_nifti(path: Path, card: ModelCard, source: SourceGrid) -> TrueMasks:
     import nibabel
 
     try:
@@ -47,30 +51,32 @@ def _from_nifti(path: Path, card: ModelCard, source: SourceGrid) -> dict[int, ND
         values = np.rint(np.asanyarray(image.dataobj)).astype(np.int32)
         affine = np.asarray(image.affine, dtype=np.float64)
     except (nibabel.filebasedimages.ImageFileError, OSError, ValueError, EOFError) as error:
-        raise UsageError(f"{path} is no readable NIfTI file ({type(error).__name__})") from error
+        raise UsageError(f"{path} is no readable NIfTI file ({type(error).__name__}) → a label map with the card's values") from error
     if values.ndim != 3:
-        raise UsageError(f"{path} has the shape {values.shape}: a label map has three axes")
+        raise UsageError(f"{path} has the shape {values.shape} → a label map with three axes")
     sampled = sample_nearest(values, _RAS_FROM_LPS @ affine, source)
-    return {one.label_value: sampled == one.label_value for one in card.segments}
+    return TrueMasks(tuple(one.label_value for one in card.segments), lambda label_value: np.asarray(sampled == label_value))
 
 
-def _from_seg(path: Path, card: ModelCard, source: SourceGrid) -> dict[int, NDArray[np.bool_]]:
+def _from_seg(path: Path, card: ModelCard, source: SourceGrid) -> TrueMasks:
     from highdicom.seg import Segmentation
 
     try:
         segmentation = Segmentation.from_dataset(dcmread(path), copy=False)
-        found = {number: _label_value(segmentation.get_segment_description(number), card) for number in segmentation.segment_numbers}
-        numbers = [number for number, value in found.items() if value]
-        if not numbers:
-            return {}
-        volume = segmentation.get_volume(segment_numbers=numbers, combine_segments=False)
+        numbers = {_label_value(segmentation.get_segment_description(number), card): number for number in segmentation.segment_numbers}
+        numbers.pop(0, None)
+        packed = {}
+        for label_value, number in numbers.items():
+            volume = segmentation.get_volume(segment_numbers=[number], combine_segments=False)
+            array = np.asarray(volume.array)[..., 0].astype(np.int32)
+            packed[label_value] = np.packbits(sample_nearest(array, np.asarray(volume.affine), source) > 0)
     except (ValueError, RuntimeError, AttributeError, KeyError, OSError) as error:
-        raise UsageError(f"{path} is no readable segmentation ({type(error).__name__}: {error})") from error
-    array = np.asarray(volume.array)
-    return {
-        found[number]: sample_nearest(array[..., index].astype(np.int32), np.asarray(volume.affine), source) > 0
-        for index, number in enumerate(numbers)
-    }
+        # its words may be out of the header: only the kind of fault is told
+        raise UsageError(f"{path} is no readable segmentation ({type(error).__name__}) → radnode check {path}") from error
+    count = int(np.prod(source.shape))
+    return TrueMasks(
+        tuple(packed), lambda label_value: np.unpackbits(packed[label_value], count=count).reshape(source.shape).astype(np.bool_)
+    )
 
 
 def _label_value(description: Dataset, card: ModelCard) -> int:

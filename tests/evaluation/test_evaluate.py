@@ -16,7 +16,7 @@ from node.inference.series_reader import read_series
 from node.modelstore import load_card
 from tests.bundles import make_bundle
 from tests.factories import make_ct_series
-from tests.inference.test_tasks import write_bundle
+from tests.inference.test_tasks import CLASSES, write_bundle
 
 
 @pytest.fixture
@@ -93,6 +93,29 @@ def test_a_case_that_cannot_be_analysed_is_told_and_in_no_figure(tmp_path: Path,
     assert "3 slices, the model needs at least 5" in page
 
 
+def test_a_truth_that_cannot_be_read_costs_its_case_alone(tmp_path: Path, card: ModelCard) -> None:
+    add_case(tmp_path / "data" / "one")
+    add_case(tmp_path / "data" / "two")
+    (tmp_path / "data" / "two" / "truth.nii.gz").write_bytes(b"no NIfTI")
+    status, scorecard, page = evaluate(tmp_path)
+    assert status == ExitCode.OK
+    assert scorecard["evaluated"] == 1
+    assert "its truth cannot be used" in page
+    assert scorecard["summary"]["Organ"]["dice"]["cases"] == 1  # type: ignore[index]
+
+
+def test_an_answer_that_the_card_does_not_know_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    configuration = {
+        "network_def": "$torch.nn.Sequential(torch.nn.AdaptiveMaxPool3d(1), torch.nn.Flatten(), torch.nn.Linear(1, 2))",
+        "imports": ["$import torch"],
+    }
+    write_bundle(tmp_path / "models" / "grade", configuration, CLASSES)
+    (tmp_path / "data" / "one").mkdir(parents=True)
+    (tmp_path / "data" / "answers.csv").write_text("case,answer\none,middling\n")
+    with pytest.raises(UsageError, match="'middling' → one of low, high"):
+        read_dataset(tmp_path / "data", load_card(tmp_path / "models" / "grade"))
+
+
 def test_two_models_are_compared_voxel_by_voxel(tmp_path: Path, card: ModelCard) -> None:
     make_bundle(tmp_path / "models", "later", organ_from=160.0)
     add_case(tmp_path / "data" / "one")
@@ -105,8 +128,6 @@ def test_two_models_are_compared_voxel_by_voxel(tmp_path: Path, card: ModelCard)
 
 @pytest.mark.parametrize(("answers", "right"), [("one,low\ntwo,high\n", 0.5), ("one,low\n", 0.0), ("one,high\n", 1.0)])
 def test_a_classifier_is_judged_by_its_answers(tmp_path: Path, answers: str, right: float) -> None:
-    from tests.inference.test_tasks import CLASSES
-
     configuration = {
         "network_def": "$torch.nn.Sequential(torch.nn.AdaptiveMaxPool3d(1), torch.nn.Flatten(), torch.nn.Linear(1, 2))",
         "imports": ["$import torch"],
