@@ -75,9 +75,11 @@ def _hull(points: NDArray[np.float64]) -> NDArray[np.float64]:
     centred = points - points.mean(axis=0)
     _, sizes, axes = np.linalg.svd(centred[:: max(1, len(centred) // 5000)], full_matrices=False)
     dimensions = int((sizes > 1e-6 * max(float(sizes[0]), 1e-12)).sum())
-    if len(points) <= dimensions + 1 or dimensions < 2:
+    if dimensions < 2:
         along = centred @ axes[0]
         return points[[int(along.argmin()), int(along.argmax())]]
+    if len(points) <= dimensions + 1:  # a triangle or less, a tetrahedron or less: all of them are corners
+        return points
     try:
         corners: NDArray[np.float64] = points[ConvexHull(centred @ axes[:dimensions].T).vertices]
     except QhullError:  # flatter than its tolerance: all points will do

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its own habit
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -69,6 +69,7 @@ def test_an_empty_mask_has_none() -> None:
     st.integers(0, 2**32),
     st.floats(0, 180),
 )
+@example((3, 2, 3), (1.0, 1.0, 0.5), 71577256, 1.0)  # three pixels of a slice, none of which lies within their hull
 def test_it_agrees_with_simpleitk_within_a_voxel_and_does_not_depend_on_direction(
     shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], seed: int, turn_deg: float
 ) -> None:
