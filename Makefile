@@ -19,10 +19,10 @@ WORDS := sed -unE 's/^ *Downloading ([^ ]*\/)?([^/ ]+) \((.*)\)/  fetching \2 (\
   s/^ *Building (wheel|editable) for ([^ ]+).*: started/  building \2/p; s/^Installing collected packages.*/  installing/p'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type test unit check peers bench soak docs demo constraints clean
+.PHONY: help setup fmt lint type test unit check peers bench bench-listener soak docs demo constraints clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
 setup: $(STAMP)  ## make .venv with radnode and the developers' tools
 
@@ -65,6 +65,9 @@ peers:  ## install the Debian programs that tests talk to (root only)
 
 bench: $(STAMP)  ## measure: seconds per stage on real studies
 	$(BIN)/python -m benchmarks $(BENCH)
+
+bench-listener: $(STAMP)  ## measure: receiving beside storescp, Orthanc, pynetdicom; BENCH="--rounds 5 --trials ct500"
+	$(BIN)/python -m benchmarks --only listener $(or $(BENCH),--rounds 5)
 
 soak: $(STAMP)  ## kill processes at random under load, count what the promises say: MINUTES=10 SOAK=--seed=1
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),10) $(SOAK)

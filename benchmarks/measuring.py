@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +40,26 @@ def tree(pid: int) -> Iterator[int]:
     """Answers a process and all that descend from it."""
     yield pid
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            yield from tree(int(child))
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            for child in task.read_text().split():
+                yield from tree(int(child))
 
 
 def _cpu_s(pid: int) -> float:
     """With the children that have ended: user, system, and both of the reaped children (proc(5), fields 14 to 17)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):  # it has ended since: its parent's fields have its seconds
+        return 0.0
     return sum(int(field) for field in fields[11:15]) / _TICKS_A_SECOND
 
 
 def _peak_rss_mib(pid: int) -> float:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    for line in lines:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) / 1024
     return 0.0

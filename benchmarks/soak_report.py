@@ -133,7 +133,8 @@ def judge(state_dir: Path, archive: OrthancPeer, acknowledged: Sequence[Acknowle
         report.deliveries = _count(journal, "SELECT trim(state || ' ' || confirmation), count(*) FROM delivery GROUP BY 1")
         report.series = _count(journal, "SELECT state, count(*) FROM series GROUP BY 1")
     report.journal_mib = sum(file.stat().st_size for file in state_dir.glob("journal.sqlite*")) / (1 << 20)
-    left = [*state_dir.glob("spool/incoming/*"), *state_dir.glob("results/**/*.part")]
+    arrived = [file for file in state_dir.glob("spool/incoming/*") if file.stat().st_size]  # places made ahead are empty
+    left = [*arrived, *state_dir.glob("results/**/*.part")]
     report.surprises += [f"left over: {file.relative_to(state_dir)}" for file in left]
     return report
 

@@ -1,4 +1,4 @@
-"""One study through one bundle: radnode beside `python -m monai.bundle run`, the same weights and the same volume, on the CPU.
+"""One study through one bundle: radnode beside `python -m monai.bundle run`, the same weights and the same volume, on the CPU or a GPU.
 
 Each run is a process of its own, so that its peak of memory is its own; they take turns. radnode begins with the volume in memory (its
 series reader has made it), MONAI with the same volume as NIfTI; both end with labels on the grid of the source. Imports and loading the
@@ -12,13 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
 
-MODELS: Final = Path(__file__).resolve().parent.parent / "models"
+from benchmarks.volume_cases import Case, Scale, cases, synthetic_volume
+
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "volume_path.json"
 SIDES: Final = ("radnode", "radnode auto", "monai")
 """`auto`: on the fastest engine that has passed the gate, as a node runs; it is built and compared before, which is not counted."""
@@ -26,67 +27,40 @@ BUDGET: Final = 3.0
 """../shared/DESIGN.md: how many times faster than MONAI the whole path has to be."""
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A bundle and a volume on the disk."""
-
-    title: str
-    bundle: str
-    volume: str
-    """A pickled Volume."""
-    nifti: str
-    run: Mapping[str, Any]
-    """What `monai.bundle run` is told."""
-    written: str
-    """Where MONAI writes its labels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """How large the cases are."""
-
-    slices: int = 120
-    rows: int = 256
-    window: int = 96
-    rounds: int = 3
-    memory_slices: int = 600
-    memory_rows: int = 512
-    memory_classes: int = 105
-    titles: tuple[str, ...] = ()
-    """The cases to run; all, where none is named."""
-
-
-SMALL: Final = Scale(slices=40, rows=64, window=32, rounds=1, memory_slices=60, memory_rows=64, memory_classes=20)
-"""To try the program with."""
-
-
 def measure(folder: Path, scale: Scale, results: Path | None = RESULTS) -> None:
-    """Prints a table for every case, and keeps the figures as JSON."""
+    """Prints a table for every case, and keeps the figures as JSON: those of earlier runs stay where a case is not run again."""
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"\nfrom volume to labels on the source grid, medians of {scale.rounds} rounds that take turns")
-    print(f"{'case':26}{'side':9}{'wall s':>8}{'CPU s':>8}{'peak MiB':>10}  work s: preprocess, network, stitch, restore")
-    kept: dict[str, Any] = {"scale": asdict(scale), "machine": _machine(), "cases": {}, "memory": {}}
-    for case in _cases(folder, scale):
-        if scale.titles and case.title not in scale.titles:
-            continue
+    print(f"\nfrom volume to labels on the source grid, {scale.device}, medians of {scale.rounds} rounds that take turns")
+    print(f"{'case':26}{'side':14}{'wall s':>8}{'CPU s':>8}{'peak MiB':>10}  work s: preprocess, network, stitch, restore")
+    for case in cases(folder, scale):
         runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
         built = _in_process(["build", _written(case, folder)])
         for _ in range(scale.rounds):
             for side in SIDES:
                 runs[side].append(_in_process([side, _written(case, folder)]))
-        kept["cases"][case.title] = _told(case, runs) | {"auto": built["engine"]}
+        told = _told(case, runs) | {"auto": built["engine"], "scale": asdict(scale), "machine": _machine(scale.device)}
+        _keep(results, f"{case.title}, {scale.device}", told)
     for order in ("whole body", "spleen"):
-        print(f"memory: {order}", file=sys.stderr)
-        found = _in_process(["memory", order, str(scale.memory_slices), str(scale.memory_rows), str(scale.memory_classes)])
-        kept["memory"][order] = found
-        print(
-            f"{scale.memory_classes} classes, {order:12} {scale.memory_rows}x{scale.memory_rows}x{scale.memory_slices}, network's grid "
-            f"{'x'.join(map(str, found['grid']))}: peak {found['peak_mib'] / 1024:.2f} GiB; "
-            f"MONAI's scores alone: {found['scores_gib']:.1f} GiB; CPU {found['cpu_s']:.0f} s"
-        )
-    if results is not None:
-        results.parent.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps(kept, indent=2) + "\n")
+        if scale.device == "cpu" and scale.wants(f"memory {order}"):
+            _keep(results, f"memory {order}", _measure_memory(order, scale))
+
+
+def _measure_memory(order: str, scale: Scale) -> dict[str, Any]:
+    found = _in_process(["memory", order, str(scale.memory_slices), str(scale.memory_rows), str(scale.memory_classes)])
+    print(
+        f"{scale.memory_classes} classes, {order:12} {scale.memory_rows}x{scale.memory_rows}x{scale.memory_slices}, network's grid "
+        f"{'x'.join(map(str, found['grid']))}: peak {found['peak_mib'] / 1024:.2f} GiB; "
+        f"MONAI's scores alone: {found['scores_gib']:.1f} GiB; CPU {found['cpu_s']:.0f} s"
+    )
+    return found
+
+
+def _keep(results: Path | None, name: str, told: Mapping[str, Any]) -> None:
+    if results is None:
+        return
+    results.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(results.read_text()) if results.is_file() else {}
+    results.write_text(json.dumps({**kept, name: told}, indent=2) + "\n")
 
 
 def _told(case: Case, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -94,16 +68,18 @@ def _told(case: Case, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[s
     for side, of_side in runs.items():
         stages = {name: statistics.median(run["stages"][name] for run in of_side) for name in of_side[0]["stages"]}
         told[side] = {
-            key: statistics.median(run[key] for run in of_side) for key in ("wall_s", "cpu_s", "peak_mib", "work_s", "work_cpu_s")
+            key: statistics.median(run[key] for run in of_side)
+            for key in ("wall_s", "cpu_s", "peak_mib", "work_s", "work_cpu_s", "gpu_peak_mib")
+            if key in of_side[0]
         } | {"stages": stages}
         parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items())
         print(
-            f"{case.title:26}{side:9}{told[side]['wall_s']:8.2f}{told[side]['cpu_s']:8.2f}{told[side]['peak_mib']:10.0f}"
+            f"{case.title:26}{side:14}{told[side]['wall_s']:8.2f}{told[side]['cpu_s']:8.2f}{told[side]['peak_mib']:10.0f}"
             f"  {told[side]['work_s']:.2f}: {parts}"
         )
     for side in SIDES[:-1]:
         ratios = {key: told["monai"][key] / max(told[side][key], 1e-9) for key in ("wall_s", "cpu_s", "peak_mib", "work_s", "work_cpu_s")}
-        dice = _dice(_labels_of(case, side), Path(case.written))
+        dice = _dice(_labels_of(case, side), case)
         told[side] |= {"ratios": ratios, "dice": dice, "engine": _engine_of(runs[side])}
         print(
             f"{'':26}{side}, {_engine_of(runs[side])}: x MONAI in wall {ratios['wall_s']:.1f}, CPU {ratios['cpu_s']:.1f}, memory "
@@ -122,14 +98,19 @@ def _labels_of(case: Case, side: str) -> Path:
     return Path(case.volume).with_suffix(f".{side.replace(' ', '-')}.npy")
 
 
-def _dice(ours: Path, theirs: Path) -> dict[int, float]:
-    """Answers the Dice of every label that either side has."""
+def _dice(ours: Path, case: Case) -> dict[int, float]:
+    """Answers the Dice of every label that either side has, on the planes of the scanner: where one is missing, the volume has one more."""
+    import pickle
+
     import nibabel
 
     mine = np.load(ours)
-    reference = np.asarray(nibabel.load(theirs).dataobj).astype(np.int64).transpose()  # type: ignore[attr-defined]
+    reference = np.asarray(nibabel.load(case.written).dataobj).astype(np.int64).transpose()  # type: ignore[attr-defined]
     if reference.ndim == 4:  # one channel a structure
         reference = sum((channel > 0) * (number + 1) for number, channel in enumerate(reference))
+    volume = pickle.loads(Path(case.volume).read_bytes())  # noqa: S301 - written by this program
+    index_from_patient = np.linalg.inv(volume.geometry.patient_from_voxel)
+    reference = reference[[round((index_from_patient @ [*plane.image_position_patient, 1.0])[0]) for plane in volume.source.planes]]
     sizes = [np.bincount(labels.reshape(-1), minlength=256) for labels in (mine, reference)]
     both = np.bincount(mine[mine == reference], minlength=256)
     return {
@@ -139,95 +120,6 @@ def _dice(ours: Path, theirs: Path) -> dict[int, float]:
     }
 
 
-# ── cases ───────────────────────────────────────────────────────────────────
-
-
-def _cases(folder: Path, scale: Scale) -> Iterator[Case]:
-    """Yields what can be run here: bundles of the zoo with weights at random, the models of this project with their own."""
-    from tests import realdata
-    from tests.bundles import copy_bundle, write_card, write_random_weights
-
-    window = [scale.window] * 3
-    for title, name, changes in (
-        ("spleen UNet", "spleen_ct_segmentation", {"inferer#roi_size": window}),
-        ("whole body, 105 classes", "wholeBody_ct_segmentation", {"inferer#roi_size": window}),
-    ):
-        volume = synthetic_volume(scale.slices, scale.rows, seed=1)
-        bundle = copy_bundle(name, folder, changes)
-        write_random_weights(bundle, [volume], crop=scale.window)
-        write_card(bundle, {1: "structure"})
-        run = {"dataloader#num_workers": 0, "separate_folder": False, "output_dir": str(folder / f"{name}-out")}
-        yield _case(folder, title, bundle, volume, run)
-    for title, name, files in (
-        ("brain extraction, CT", "brain-extraction", lambda: sorted(realdata.head_ct_debian_dir().rglob("*.dcm"))),
-        ("brain structures, T1", "brain-structures-t1", realdata.adi_t1_files),
-        ("brain volumes, T1", "brain-volumes-t1", realdata.adi_t1_files),
-    ):
-        yield from _own_case(folder, title, MODELS / name, files)
-
-
-def _own_case(folder: Path, title: str, bundle: Path, files: Any) -> Iterator[Case]:
-    """Yields a model of this project on real images, where its weights and they are at hand."""
-    from _pytest.outcomes import Skipped
-
-    from node.errors import NodeError
-    from node.inference.series_reader import read_series
-    from node.inference.weights import require_weights
-    from node.modelstore import load_card
-
-    try:
-        require_weights(load_card(bundle), bundle)
-        volume = read_series(files())
-    except (NodeError, Skipped) as error:
-        print(f"{title:26}skipped: {error}")
-        return
-    run = {"output_dir": str(folder / f"{bundle.name}-out")}
-    yield _case(folder, title, bundle, volume, run)
-
-
-def _case(folder: Path, title: str, bundle: Path, volume: Any, run: dict[str, Any]) -> Case:
-    import pickle
-
-    import nibabel
-
-    home = folder / f"{bundle.name}-in"
-    home.mkdir(parents=True, exist_ok=True)
-    kept, nifti = home / "volume.pickle", home / "image0.nii"
-    kept.write_bytes(pickle.dumps(volume))
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.patient_from_voxel[:, [2, 1, 0, 3]]
-    nibabel.save(nibabel.Nifti1Image(volume.voxels.transpose(2, 1, 0), affine), nifti)  # type: ignore[no-untyped-call]
-    configuration = json.loads((bundle / "configs" / "inference.json").read_text())
-    source = {"dataset#data": [{"image": str(nifti)}]} if "dataset" in configuration else {"datalist": [str(nifti)]}
-    arguments = {
-        "config_file": str(bundle / "configs" / "inference.json"),
-        "meta_file": str(bundle / "configs" / "metadata.json"),
-        "bundle_root": str(bundle),
-        "device": "$torch.device('cpu')",
-        **source,
-        **run,
-    }
-    postfix = configuration.get("output_postfix", "trans")
-    written = Path(run["output_dir"]) / (f"image0_{postfix}.nii.gz" if "separate_folder" in run else f"image0/image0_{postfix}.nii.gz")
-    return Case(title, str(bundle), str(kept), str(nifti), arguments, str(written))
-
-
-def synthetic_volume(slices: int, rows: int, *, seed: int, spacing_mm: tuple[float, float, float] = (1.25, 0.8, 0.8)) -> Any:
-    """Answers a CT of a body-like ellipse with smooth texture."""
-    from node.domain.volume import Plane, SourceGrid, Volume, VolumeGeometry
-
-    generator = np.random.default_rng(seed)
-    coarse = generator.normal(size=(slices // 8 + 2, rows // 8 + 2, rows // 8 + 2)).astype(np.float32)
-    voxels = np.repeat(np.repeat(np.repeat(coarse, 8, 0)[:slices], 8, 1)[:, :rows], 8, 2)[:, :, :rows]
-    y, x = np.mgrid[-1 : 1 : rows * 1j, -1 : 1 : rows * 1j]
-    voxels = np.where((x / 0.9) ** 2 + (y / 0.65) ** 2 < 1, np.float32(40) + 60 * voxels, np.float32(-1000)).astype(np.float32)
-    planes = tuple(Plane("1.2", f"1.{n}", (-200.0, -180.0, n * spacing_mm[0])) for n in range(slices))
-    source = SourceGrid(rows, rows, spacing_mm[1], spacing_mm[2], (1.0, 0.0, 0.0, 0.0, 1.0, 0.0), planes, "1.9")
-    matrix = np.eye(4)
-    matrix[:3, :3] = np.array([[0, 0, spacing_mm[2]], [0, spacing_mm[1], 0], [spacing_mm[0], 0, 0]])
-    matrix[:3, 3] = planes[0].image_position_patient
-    return Volume(voxels, VolumeGeometry(source.shape, matrix), source, "CT")
-
-
 # ── one run a process ───────────────────────────────────────────────────────
 
 
@@ -235,7 +127,9 @@ def _in_process(arguments: Sequence[str]) -> dict[str, Any]:
     """Runs one side; answers what it told, with the cost of its whole process."""
     print(" ".join(arguments[:2]), file=sys.stderr)
     began = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.volume_path", *arguments], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.volume_path", *arguments], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     words = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -262,7 +156,13 @@ def run_radnode(case: Case, side: str) -> dict[str, Any]:
     cost = {"work_s": time.perf_counter() - began, "work_cpu_s": time.process_time() - cpu}
     assert findings.label_map is not None
     np.save(_labels_of(case, side), findings.label_map.labels)
-    return {**cost, "stages": dict(findings.stages), "engine": bundle.provenance.engine, "notes": list(findings.provenance_notes)}
+    return {
+        **cost,
+        **_gpu_peak(case.device),
+        "stages": dict(findings.stages),
+        "engine": bundle.provenance.engine,
+        "notes": list(findings.provenance_notes),
+    }
 
 
 def _load(case: Case, side: str) -> Any:
@@ -272,7 +172,14 @@ def _load(case: Case, side: str) -> Any:
 
     build = {"radnode auto": Build.NEVER, "build": Build.NOW}
     wish = EngineWish("auto", Path(case.volume).parent / "engines", build[side]) if side in build else EngineWish()
-    return load_bundle(Path(case.bundle), load_card(Path(case.bundle)), engines=wish)
+    return load_bundle(Path(case.bundle), load_card(Path(case.bundle)), device=case.device, engines=wish)
+
+
+def _gpu_peak(device: str) -> dict[str, float]:
+    """Answers how much of a GPU's memory torch took at most; what TensorRT and ONNX Runtime take is not among it."""
+    import torch
+
+    return {} if device == "cpu" else {"gpu_peak_mib": torch.cuda.max_memory_allocated() / 2**20}
 
 
 def run_monai(case: Case) -> dict[str, Any]:
@@ -307,7 +214,7 @@ def run_monai(case: Case) -> dict[str, Any]:
     network_s = max(mark[1] for mark in network)
     stages = {"preprocess": composed[0][1], "network": network_s, "restore": sum(mark[1] for mark in composed[1:]) - of["save"]}
     cpu_s = sum(mark[2] for mark in composed) + max(mark[2] for mark in network) - sum(mark[2] for mark in marks if mark[0] == "save")
-    return {"work_s": sum(stages.values()), "work_cpu_s": cpu_s, "stages": stages}
+    return {"work_s": sum(stages.values()), "work_cpu_s": cpu_s, **_gpu_peak(case.device), "stages": stages}
 
 
 def _subclasses(kind: Any) -> Iterator[Any]:
@@ -375,11 +282,13 @@ def _written(case: Case, folder: Path) -> str:
     return str(path)
 
 
-def _machine() -> dict[str, Any]:
+def _machine(device: str) -> dict[str, Any]:
     import monai
     import torch
 
-    return {"cores": os.cpu_count(), "torch": torch.__version__, "monai": monai.__version__, "load": os.getloadavg()[0]}
+    gpu = {} if device == "cpu" else {"gpu": torch.cuda.get_device_name(device)}
+    load = round(os.getloadavg()[0], 1)
+    return {"cores": os.cpu_count(), "torch": torch.__version__, "monai": monai.__version__, "load": load} | gpu
 
 
 def _main(arguments: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The composition root: `radnode serve` keeps the processes of a node alive, and says what each of them runs."""
 
-import ctypes
 import os
 import signal
 import socket
@@ -19,13 +18,13 @@ import structlog
 
 from node.config import Config, load_config
 from node.domain.lease import LeasePolicy, judge_pulse
-from node.errors import CardIsDraft, ConfigError, ModelError, NodeError, UsageError
+from node.errors import ConfigError, NodeError
 from node.files import write_durably
 from node.journal import JobJournal, open_database
 from node.journal.upkeep import require_sound_journal
 from node.locks import HeldLock, LockHeld, read_pulse
 from node.log import configure_logging
-from node.modelstore import find_card, require_confirmed
+from node.modelstore import drafts_among
 
 LOCK_WAIT_S: Final = 5.0
 STOP_GRACE_S: Final = 8.0
@@ -36,8 +35,6 @@ STEADY_S: Final = 5.0
 """A process that lived this long starts anew without a wait: a study must not wait for the crash of the one before."""
 
 PULSE_CHECK_S: Final = 1.0
-
-_PR_SET_PDEATHSIG: Final = 1
 
 log = structlog.get_logger("radnode")
 
@@ -105,14 +102,8 @@ def serve(config_path: Path) -> int:
 
 def require_confirmed_models(config: Config) -> None:
     """Raises ConfigError where a route names a model whose card nobody has confirmed. A model that is absent or broken is told later."""
-    faults = []
-    for route in config.routes:
-        try:
-            require_confirmed(find_card(config.node.models_dir, route.model))
-        except CardIsDraft as error:
-            faults.append(f"route {route.name}: {error}")
-        except (ModelError, UsageError):
-            continue  # the dispatcher says so, and serves the other routes
+    drafts = drafts_among(config.node.models_dir, [route.model for route in config.routes])  # the dispatcher tells of other faults
+    faults = [f"route {config.routes[index].name}: {error}" for index, error in drafts]
     if faults:
         raise ConfigError("\n".join(faults))
 
@@ -240,13 +231,6 @@ def stop_on_signals() -> threading.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return stop
-
-
-def die_with_parent(parent_pid: int) -> None:
-    """Makes the kernel kill this process when its parent dies: no listener or GPU holder outlives its node (Linux)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:
-        os._exit(1)  # the parent died before we asked
 
 
 def notify_systemd(message: str) -> None:

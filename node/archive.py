@@ -17,9 +17,9 @@ from node.domain.identifiers import is_uid
 from node.files import fsync_folder, write_durably
 from node.intake.admission import AdmissionRules
 from node.intake.association import ScpOptions, StorageScp
-from node.intake.reception import InstanceUids, StoreRequest, read_uids
-from node.intake.spool import IncomingFile, Spool
-from node.journal import Recorded
+from node.intake.incoming import IncomingFile
+from node.intake.spool import Spool
+from node.intake.uids import InstanceUids, StoreRequest, read_uids
 
 SPOOL: Final = ".spool"
 PORT_FILE: Final = "archive.port"
@@ -96,27 +96,25 @@ class Archive:
         self._on_stored = on_stored
         self._one_at_a_time = threading.Lock()  # two senders of one data set would take its file from each other
 
-    def accept(self, incoming: IncomingFile, request: StoreRequest) -> Recorded:
+    def accept(self, incoming: IncomingFile, request: StoreRequest) -> None:
         """Takes an instance into the spool, and from there to its place."""
         try:
             incoming.flush()
             incoming.check()
             uids = read_uids(incoming, request)
             with self._one_at_a_time:
-                return self._file(incoming, uids, request)
+                self._file(incoming, uids, request)
         finally:
             incoming.discard()
 
-    def _file(self, incoming: IncomingFile, uids: InstanceUids, request: StoreRequest) -> Recorded:
+    def _file(self, incoming: IncomingFile, uids: InstanceUids, request: StoreRequest) -> None:
         kept = self._spool.keep(incoming)
         path = self._folder.joinpath(*(safe_name(uid) for uid in (uids.study, uids.series)), f"{safe_name(uids.sop_instance)}.dcm")
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = path.exists()
         kept.path.replace(path)
         fsync_folder(path.parent)
         if self._on_stored is not None:
             self._on_stored(StoredInstance(path, uids, kept.size_bytes, request.calling_ae_title))
-        return Recorded.IDENTICAL if known else Recorded.NEW
 
 
 def safe_name(uid: str) -> str:

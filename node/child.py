@@ -6,8 +6,9 @@ FROZEN holds the text of CONFIG as it was when the node started: a file that is 
 import sys
 from pathlib import Path
 
-from node.app import die_with_parent, stop_on_signals
+from node.app import stop_on_signals
 from node.config import parse_config
+from node.locks import die_with_parent
 from node.log import configure_logging
 
 

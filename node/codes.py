@@ -16,6 +16,14 @@ class StoreStatus(IntEnum):
     CANNOT_UNDERSTAND = 0xC000
 
 
+class FailureReason(IntEnum):
+    """Why an instance was not stored over the web, where C-STORE has no status for it (PS3.18 Table I.2-2)."""
+
+    PROCESSING_FAILURE = 0x0110
+    SOP_CLASS_NOT_SUPPORTED = 0x0122
+    TRANSFER_SYNTAX_NOT_SUPPORTED = 0xC122
+
+
 class ExitCode(IntEnum):
     """What the `radnode` command answers to the shell; 64 and above as in BSD sysexits."""
 

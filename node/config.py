@@ -4,6 +4,7 @@ Only this module knows the file. What it answers is whole: routes name peers and
 """
 
 import platform
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -31,6 +32,13 @@ def _ae_title(text: str) -> str:
     if not is_ae_title(text):
         raise ValueError(f"{text!r} is no AE title: 1 to {MAX_AE_TITLE_LENGTH} printable ASCII characters, no backslash")
     return text.strip()
+
+
+def _base_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", path):
+        raise ValueError(f"{text!r} is no path: it begins with a slash, and has letters, digits and . _ ~ - between slashes")
+    return path
 
 
 def _path(value: object, info: ValidationInfo) -> Path:
@@ -76,6 +84,7 @@ AETitle = Annotated[str, AfterValidator(_ae_title)]
 Folder = Annotated[Path, BeforeValidator(_path)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+EngineName = Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"]
 Condition = Annotated[tuple[str, ...] | Range, PlainValidator(_condition)]
 
 
@@ -115,7 +124,23 @@ class ListenerSection(Section):
     accept_unlisted_peers: bool = False
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 24)] = 262144
     durability: Literal["power-loss", "process-crash"] = "power-loss"
+    preallocated_mib: Annotated[int, Field(ge=0)] = 0
+    engine: Literal["radnode", "pynetdicom"] = "radnode"
     tls: bool = False
+
+
+class StowSection(Section):
+    """[stow]: the door to senders of DICOMweb; shut unless it has a port."""
+
+    port: Annotated[int, Field(ge=0, le=65535)] | None = None
+    host: str = "0.0.0.0"  # noqa: S104 - as listener.host
+    path: Annotated[str, AfterValidator(_base_path)] = "/dicom-web"
+    calling_ae_title: AETitle = "STOW"
+    token_file: Folder | None = None
+    tls: bool = False
+    client_certificates: bool = True
+    max_connections: Annotated[int, Field(ge=1, le=1024)] = 16
+    max_body_mib: Annotated[int, Field(ge=0)] = 0
 
 
 class StudyCompleteSection(Section):
@@ -157,6 +182,8 @@ class PeerSection(Section):
     tls_verify_host: bool = True
     deflate: bool = False
     rle: bool = False
+    associations: Annotated[int, Field(ge=1, le=16)] = 1
+    async_operations: Annotated[int, Field(ge=1, le=1024)] = 16
     retry: RetrySection = RetrySection()
 
 
@@ -188,10 +215,17 @@ class WorkerSection(Section):
     devices: Annotated[list[Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")]], Field(min_length=1)] = ["cpu"]
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    decode_ahead_mib: Annotated[int, Field(ge=0, le=1 << 20)] = 1024
     models_gib: Annotated[float, Field(ge=0)] = 0.0
-    engine: Literal["auto", "torch", "openvino", "onnxruntime", "tensorrt"] = "auto"
+    engine: EngineName = "auto"
     attempt_timeout_s: Seconds = 3600.0
     heartbeat_timeout_s: Annotated[float, Field(ge=10)] = 60.0
+
+
+class ModelSection(Section):
+    """[models.NAME]: what holds for one model alone."""
+
+    engine: EngineName | None = None
 
 
 class RetentionSection(Section):
@@ -223,14 +257,21 @@ class Config(Section):
 
     node: NodeSection
     listener: ListenerSection = ListenerSection()
+    stow: StowSection = StowSection()
     study_complete: StudyCompleteSection = StudyCompleteSection()
     peers: dict[str, PeerSection] = {}
     routes: Annotated[tuple[RouteSection, ...], Field(strict=False)] = ()
     worker: WorkerSection = WorkerSection()
+    models: dict[str, ModelSection] = {}
     retention: RetentionSection = RetentionSection()
     backup: BackupSection = BackupSection()
     tls: TlsSection | None = None
     log: LogSection = LogSection()
+
+    def engine_of(self, model: str) -> EngineName:
+        """Answers what a model runs on: its own section's word, else the worker's."""
+        section = self.models.get(model)
+        return (section.engine if section is not None else None) or self.worker.engine
 
 
 def load_config(path: Path) -> Config:
@@ -280,6 +321,8 @@ def _known_keys(table: KeyPath) -> list[str]:
             section = PeerSection
         case ("peers", _, "retry"):
             section = RetrySection
+        case ("models", _):
+            section = ModelSection
         case ("routes", int()):
             section = RouteSection
         case ("tls",):

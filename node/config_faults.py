@@ -65,12 +65,17 @@ def cross_check(table: Table, folder: Path) -> Iterator[Fault]:
     yield from _check_times(table, peers)
     yield from _check_peers(peers)
     yield from _check_tls(table, peers, folder)
+    yield from _check_stow(_table(table, "stow"), folder)
     yield from _check_disk(table)
     yield from _check_route_names(routes)
     models_dir = _table(table, "node").get("models_dir")
     models = _models_in((folder / Path(models_dir).expanduser()).resolve()) if isinstance(models_dir, str) else None
     if models is None and isinstance(models_dir, str):
         yield Fault(("node", "models_dir"), f"there is no folder {models_dir} (seen from {folder}) → correct it, or create the folder")
+    for name in _table(table, "models"):
+        if models is not None and name not in models:
+            meant = did_you_mean(name, models, " → models there: ")
+            yield Fault(("models", name), f"there is no model {name!r} in {models_dir}{meant}")
     for index, route in enumerate(routes):
         place: KeyPath = ("routes", index)
         model = route.get("model")
@@ -113,13 +118,21 @@ def _check_peers(peers: Table) -> Iterator[Fault]:
 
 def _check_tls(table: Table, peers: Table, folder: Path) -> Iterator[Fault]:
     if "tls" not in table:
-        users: list[KeyPath] = [("listener", "tls")] if _table(table, "listener").get("tls") is True else []
+        users: list[KeyPath] = [(door, "tls") for door in ("listener", "stow") if _table(table, door).get("tls") is True]
         users += [("peers", name, "tls") for name, peer in peers.items() if peer.get("tls") is True]
         for user in users:
             yield Fault(user, "there is no section [tls] → add it, with certificate_file, private_key_file and trusted_ca_file")
     for key, value in _table(table, "tls").items():
         if key.endswith("_file") and isinstance(value, str) and value and not (folder / Path(value).expanduser()).is_file():
             yield Fault(("tls", key), f"there is no file {value} (seen from {folder})")
+
+
+def _check_stow(stow: Table, folder: Path) -> Iterator[Fault]:
+    tokens = stow.get("token_file")
+    if isinstance(tokens, str) and tokens and not (folder / Path(tokens).expanduser()).is_file():
+        yield Fault(("stow", "token_file"), f"there is no file {tokens} (seen from {folder})")
+    if stow.get("tls") is True and stow.get("client_certificates") is False and tokens is None:
+        yield Fault(("stow", "client_certificates"), "nobody would have to say who it is → name a token_file, or leave this out")
 
 
 def _check_disk(table: Table) -> Iterator[Fault]:

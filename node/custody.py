@@ -16,7 +16,7 @@ from node.domain.states import KINDS, DeliveryState, JobState, SeriesState, Stud
 from node.errors import IntakeError, NodeError, UsageError
 from node.files import flush_file, fsync_folder
 from node.intake.adoption import Reconciler, read_kept
-from node.intake.spool import FOLDERS, Spool
+from node.intake.spool import FOLDERS, UNVERIFIED, Spool
 from node.journal import JournalUnusable, journal_path, open_database, transaction
 from node.journal.database import SCHEMA_VERSION
 from node.journal.retention import RetentionJournal
@@ -100,6 +100,7 @@ def examine(state_dir: Path, backups: Path, progress: Progress, *, deep: bool = 
         yield _images(examination)
         yield _evidence(examination)
         yield _orphans(examination)
+        yield _set_aside(examination)
 
 
 def _finding(check: str, wrong: list[str], fine: str, fault: str, advice: str) -> Finding:
@@ -112,6 +113,18 @@ def _finding(check: str, wrong: list[str], fine: str, fault: str, advice: str) -
 def _references(examination: _Examination) -> Finding:
     broken = [f"{row[0]} → {row[2]}" for row in examination.connection.execute("PRAGMA foreign_key_check")]
     return _finding("references", broken, "every row has what it refers to", "rows refer to what is not there", "restore a backup")
+
+
+def _set_aside(examination: _Examination) -> Finding:
+    folder = examination.state_dir / "spool" / UNVERIFIED
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return _finding(
+        "unverified",
+        names,
+        "no image was set aside",
+        f"images that may not be whole since the machine went down, in {folder}",
+        "have the studies of that hour sent again, then remove these files",
+    )
 
 
 def _states(examination: _Examination) -> Finding:

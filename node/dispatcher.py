@@ -12,20 +12,25 @@ import structlog
 from node.config import Config
 from node.domain.completeness import Completeness, CompletenessPolicy, judge_completeness
 from node.domain.identifiers import derive_job_key
-from node.domain.instance import SeriesHeader
+from node.domain.instance import InstanceHeader, SeriesHeader
 from node.domain.modelcard import ModelCard
 from node.domain.objects import ResultObject, objects_for
 from node.domain.retention import purged_reason
 from node.domain.routing import Route, StudyDecision, decide_study
 from node.domain.states import SeriesState
-from node.errors import ModelError, UsageError
-from node.intake.headers import read_series_headers
+from node.errors import CannotUnderstand, ModelError, UsageError
+from node.intake.headers import read_header, read_series_headers
 from node.intake.spool import spooled_path
 from node.journal import InstanceRecord, JobJournal, NewJob, ReceivedJournal, StudyRecord, open_database, transaction
 from node.locks import is_free
 from node.modelstore import find_card, require_confirmed
 
 TICK_S = 0.5
+READ_AHEAD_S = 0.15
+"""How much of a tick goes to headers of studies that still arrive: what is read now need not be read when they are complete."""
+
+MOST_HEADERS_AHEAD = 5000
+"""So many headers are kept, 20 kB each; of what comes beyond, they are read when the study is complete."""
 
 log = structlog.get_logger("radnode")
 
@@ -76,11 +81,16 @@ class Dispatcher:
         self._rules = rules
         self._received = ReceivedJournal(connection)
         self._jobs = JobJournal(connection)
+        self._headers: dict[str, dict[str, InstanceHeader | None]] = {}
+        """Study → digest → the header that was read ahead, None where it could not be."""
 
     def tick(self, now_s: float) -> None:
         """Frees the jobs of dead workers, then decides on every study that is complete at `now_s`."""
         release_jobs_of_the_dead(self._jobs, self._state_dir)
-        for study in self._received.gathering_studies():
+        gathering = self._received.gathering_studies()
+        self._headers = {study.study_instance_uid: self._headers.get(study.study_instance_uid, {}) for study in gathering}
+        incomplete = []
+        for study in gathering:
             completeness = judge_completeness(
                 first_instance_s=study.opened_at,
                 last_instance_s=study.last_instance_at,
@@ -90,6 +100,23 @@ class Dispatcher:
             )
             if completeness.is_complete:
                 self._decide(study, completeness, now_s)
+            else:
+                incomplete.append(study)
+        self._read_ahead(incomplete, until_s=time.monotonic() + READ_AHEAD_S)
+
+    def _read_ahead(self, studies: Sequence[StudyRecord], *, until_s: float) -> None:
+        """Reads headers of what has arrived of studies that are not complete; one that cannot be read is told when they are."""
+        for study in studies:
+            known = self._headers[study.study_instance_uid]
+            for instance in self._received.instances_of_study(study.study_instance_uid):
+                if instance.sha256 in known or instance.purged_at is not None:
+                    continue
+                if time.monotonic() >= until_s or sum(map(len, self._headers.values())) >= MOST_HEADERS_AHEAD:
+                    return
+                try:
+                    known[instance.sha256] = read_header(spooled_path(self._state_dir, instance.sha256))
+                except (CannotUnderstand, OSError):
+                    known[instance.sha256] = None
 
     def _decide(self, study: StudyRecord, completeness: Completeness, now_s: float) -> None:
         instances = self._received.instances_of_study(study.study_instance_uid)
@@ -97,7 +124,8 @@ class Dispatcher:
         incomplete: Mapping[str, str] = {}
         try:
             incomplete = series_with_purged(instances)
-            series = self._read_series([instance for instance in instances if instance.series_instance_uid not in incomplete])
+            whole = [instance for instance in instances if instance.series_instance_uid not in incomplete]
+            series = self._read_series(whole, self._headers[study.study_instance_uid])
             readable = frozenset(one.series_instance_uid for one in series)
             decision = decide_study(series, self._rules.routes, self._rules.cards, self._received.own_series(study.study_instance_uid))
         except Exception as error:  # noqa: BLE001 - the boundary of this thread, see below
@@ -158,9 +186,12 @@ class Dispatcher:
             )
         return jobs
 
-    def _read_series(self, instances: Sequence[InstanceRecord]) -> tuple[SeriesHeader, ...]:
-        paths = [spooled_path(self._state_dir, instance.sha256) for instance in instances]
-        return read_series_headers(paths, lambda path, reason: log.warning("instance.unreadable", file=path.name, reason=reason))
+    def _read_series(self, instances: Sequence[InstanceRecord], known: Mapping[str, InstanceHeader | None]) -> tuple[SeriesHeader, ...]:
+        def tell(path: Path, reason: str) -> None:
+            log.warning("instance.unreadable", file=path.name, reason=reason)
+
+        paths = {spooled_path(self._state_dir, instance.sha256): instance.sha256 for instance in instances}
+        return read_series_headers(paths, tell, lambda path: known.get(paths[path]) or read_header(path))
 
 
 def series_with_purged(instances: Sequence[InstanceRecord]) -> dict[str, str]:

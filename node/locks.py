@@ -1,10 +1,14 @@
 """Locks that the kernel frees when their holder dies, however it dies: how a dead worker is told from a slow one.
 
+And processes that it ends when their parent dies, however that dies.
+
 In the file of its lock a worker notes its pulse: how one that hangs is told from one that works.
 """
 
+import ctypes
 import fcntl
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +21,7 @@ from node.errors import NodeError
 
 BEAT_S: Final = 2.0
 _PULSE_WIDTH: Final = 64
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class LockHeld(NodeError):
@@ -107,3 +112,10 @@ def read_pulse(path: Path) -> Pulse | None:
     except (OSError, ValueError):  # gone, or not yet written
         return None
     return Pulse(beat_s, busy_since_s or None)
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Makes the kernel kill this process when its parent dies: no listener or GPU holder outlives its node (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:
+        os._exit(1)  # the parent died before we asked

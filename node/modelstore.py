@@ -1,11 +1,12 @@
 """The folder of models: `models/<name>/card.toml` beside a MONAI bundle."""
 
 import tomllib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from node.domain.card_reader import parse_card
 from node.domain.modelcard import ModelCard
-from node.errors import CardInvalid, CardIsDraft, UsageError
+from node.errors import CardInvalid, CardIsDraft, ModelError, UsageError
 
 
 def load_card(folder: Path) -> ModelCard:
@@ -41,6 +42,17 @@ def find_card(models_dir: Path, name: str) -> ModelCard:
         there = ", ".join(sorted(card.parent.name for card in models_dir.glob("[!.]*/card.toml"))) or "none"
         raise UsageError(f"there is no model {name!r} in {models_dir} → models here: {there}")
     return load_card(models_dir / name)
+
+
+def drafts_among(models_dir: Path, names: Sequence[str]) -> Iterator[tuple[int, CardIsDraft]]:
+    """Yields which of the models named are drafts, by their places; one that is absent or broken is told elsewhere."""
+    for index, name in enumerate(names):
+        try:
+            require_confirmed(find_card(models_dir, name))
+        except CardIsDraft as error:
+            yield index, error
+        except (ModelError, UsageError):
+            continue
 
 
 def require_confirmed(card: ModelCard) -> None:

@@ -40,6 +40,7 @@ from node.evidence.sop_common import part10_bytes
 from node.evidence.structure_set import encode_structure_set
 from node.files import write_durably
 from node.inference.pixels import PARSE_ERRORS
+from node.inference.series_reader import ON_DISK, ImageFiles
 from node.study_images import read_study_images
 
 QUARANTINE: Final = "quarantine"
@@ -131,24 +132,25 @@ class FrozenEvidence:
     path: Path
 
 
-def analyse(files: Sequence[Path], model: Model, watch: Stopwatch) -> Analysis:
+def analyse(files: Sequence[Path], model: Model, watch: Stopwatch, images: ImageFiles = ON_DISK) -> Analysis:
     """Runs a model on the images of a job: `files` of a series, of one series a channel, or single images.
 
+    `images` may have some of them decoded already.
     A series that must not be analysed gives a Result with outcome NOT_ATTEMPTED and the reason: told, never silent.
     Raises whatever NodeError the model or its engine raises: the caller decides on another attempt.
     """
     try:
         with watch.stage(Step.PREPARE):
-            images = read_study_images(files, model.card)
+            volumes = read_study_images(files, model.card, images)
     except InputError as error:
         return decline(files, model.card, Outcome.NOT_ATTEMPTED, str(error))
     with watch.stage(Step.INFER) as progress:
-        findings = model.predict(images, progress)
+        findings = model.predict(volumes, progress)
     watch.split(Step.INFER, findings.stages)
     with watch.stage(Step.MEASURE):
-        result = conclude(model, findings, images)
+        result = conclude(model, findings, volumes)
         sources = read_source_headers(files)
-    return Analysis(result, images[0], sources, findings.probability, images)
+    return Analysis(result, volumes[0], sources, findings.probability, volumes)
 
 
 def conclude(model: Model, findings: Findings, images: Sequence[Volume]) -> Result:

@@ -10,26 +10,26 @@ from node.domain.volume import Volume
 from node.errors import CannotUnderstand, NotAVolume, OutsideIntendedUse
 from node.inference.align import align
 from node.inference.image_reader import read_images
-from node.inference.series_reader import read_series
+from node.inference.series_reader import ON_DISK, ImageFiles
 from node.intake.headers import read_header
 
 
-def read_study_images(files: Sequence[Path], card: ModelCard) -> tuple[Volume, ...]:
+def read_study_images(files: Sequence[Path], card: ModelCard, images: ImageFiles = ON_DISK) -> tuple[Volume, ...]:
     """Answers the images of a job as its model wants them.
 
     One volume of the series; one volume a channel of the card, on the grid of the first; or one slice for each single image.
     Raises InputError in one of its kinds with the reason in words.
     """
     if card.reads == "images":
-        return read_images(files)
+        return read_images(files, images)
     if not card.channels:
-        return (read_series(files),)
-    found = files_of_channels(files, card)
-    volumes = [read_series(found[channel]) for channel in card.channels]
+        return (images.series(files),)
+    found = files_of_channels(files, card, images)
+    volumes = [images.series(found[channel]) for channel in card.channels]
     return align(volumes, card.channels)
 
 
-def files_of_channels(files: Sequence[Path], card: ModelCard) -> dict[str, tuple[Path, ...]]:
+def files_of_channels(files: Sequence[Path], card: ModelCard, images: ImageFiles = ON_DISK) -> dict[str, tuple[Path, ...]]:
     """Answers which files are which channel, by the rules that chose the series.
 
     Raises
@@ -43,7 +43,7 @@ def files_of_channels(files: Sequence[Path], card: ModelCard) -> dict[str, tuple
     headers: list[InstanceHeader] = []
     for number, path in enumerate(files, start=1):
         try:
-            header = read_header(path)
+            header = images.header(path) or read_header(path)
         except CannotUnderstand as error:
             raise NotAVolume(f"File {number} of the study cannot be read: {error}.") from error
         headers.append(header)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from node.ahead.work import Ahead
 from node.config import Config
 from node.dispatcher import release_jobs_of_the_dead, worker_lock
 from node.domain.delivery import RetryAt, RetryPolicy, decide_retry
@@ -26,7 +27,7 @@ from node.inference.bundle import load_bundle
 from node.inference.engines.select import Build, EngineWish
 from node.inference.engines.torch_engine import require_device
 from node.intake.spool import spooled_path
-from node.journal import EvidenceRecord, JobEnd, JobJournal, JobRecord, open_database
+from node.journal import EvidenceRecord, JobEnd, JobJournal, JobRecord, ReceivedJournal, open_database
 from node.locks import Heart, HeldLock
 from node.model_shelf import Loaded, ModelShelf
 from node.modelstore import find_card
@@ -74,9 +75,8 @@ def run_worker(config: Config, device: str, stop: threading.Event) -> None:
             worker.warm_up()
         while not stop.is_set():
             with heart.busy():
-                worked = worker.work_once()
-            if not worked:
-                stop.wait(POLL_S)
+                worker.look_ahead(0.0 if worker.work_once() else POLL_S, stop)
+        worker.close()
         heart.stop()
     worker_lock(config.node.state_dir, name).unlink(missing_ok=True)
 
@@ -88,7 +88,9 @@ class Worker:
         self._config = config
         self._device = device
         self._name = name
-        self._jobs = JobJournal(open_database(config.node.state_dir))
+        connection = open_database(config.node.state_dir)
+        self._jobs = JobJournal(connection)
+        self._ahead = Ahead(config, (ReceivedJournal(connection), self._jobs))
         self._shelf = ModelShelf(self._load, device, int(config.worker.models_gib * 2**30))
 
     def warm_up(self) -> None:
@@ -115,6 +117,7 @@ class Worker:
         if job is None:
             return False
         log.info("job.started", job_id=job.job_id, model=job.model, attempt=job.attempt)
+        self._ahead.prepared.served = 0
         watch = Stopwatch(lambda step, fraction: self._enter(job, step, fraction))
         if job.attempt > self._config.worker.max_attempts:
             last = f"; the last time: {job.reason}" if job.reason else ""
@@ -128,6 +131,22 @@ class Worker:
             # The boundary of an attempt: whatever a study breaks, the queue goes on and the study gets its end.
             self._after_failure(job, error, watch)
         return True
+
+    def look_ahead(self, wait_s: float, stop: threading.Event) -> None:
+        """Spends the time in which there is no job on what the next ones will want; comes back after `wait_s`, or a little later.
+
+        With 0 it only lets go of what was made ready and is not wanted any more.
+        """
+        try:
+            self._ahead.work(wait_s, stop)
+        except Exception as error:  # noqa: BLE001 - nobody has asked for it: it must not cost what somebody has
+            log.error("ahead.off", reason=describe(error), at=_places(error))
+            self._ahead.is_on = False
+            self._ahead.close()
+
+    def close(self) -> None:
+        """Ends what runs beside it."""
+        self._ahead.close()
 
     def _enter(self, job: JobRecord, step: str, fraction: float) -> None:
         if fraction == 0.0:
@@ -143,10 +162,11 @@ class Worker:
                 return told(self._attempt(job, rung, watch), rung)
             except DeviceOutOfMemory as error:
                 log.warning("job.out_of_memory", job_id=job.job_id, reason=str(error), rung=rung.name)
+                self._ahead.prepared.forget_all()
         return told(self._attempt(job, last, watch), last)
 
     def _attempt(self, job: JobRecord, rung: Rung, watch: Stopwatch) -> Analysis:
-        return analyse(self._files(job), self._shelf.take(job.model, rung), watch)
+        return analyse(self._files(job), self._shelf.take(job.model, rung), watch, self._ahead.prepared)
 
     def _files(self, job: JobRecord) -> list[Path]:
         return [spooled_path(self._config.node.state_dir, sha256) for sha256 in self._jobs.inputs_of(job.job_id).values()]
@@ -156,7 +176,7 @@ class Worker:
         device = "cpu" if rung is Rung.ON_CPU else self._device
         planned = rung in {Rung.AS_PLANNED, Rung.ALONE}
         engines = EngineWish(
-            wanted=self._config.worker.engine,
+            wanted=self._config.engine_of(name),
             folder=self._config.node.state_dir / "engines",
             build=Build.BACKGROUND if planned else Build.NEVER,
             half=rung is Rung.HALF_PRECISION,
@@ -258,6 +278,7 @@ class Worker:
                 job_id=job.job_id,
                 outcome=result.outcome,
                 reason=result.reason,
+                decoded_ahead=self._ahead.prepared.served,
                 **{f"{k}_s": round(v, 2) for k, v in watch.stages.items()},
             )
         else:

@@ -144,7 +144,7 @@ class OrthancPeer:
         (self.folder / "orthanc.json").write_text(json.dumps(self._configuration(), indent=1), encoding="utf-8")
         with (self.folder / "orthanc.log").open("ab") as stream:
             command = [tool("Orthanc"), str(self.folder / "orthanc.json")]
-            process = self._process = subprocess.Popen(command, stdout=stream, stderr=stream, env={**os.environ, "TCP_NODELAY": "1"})
+            process = self._process = subprocess.Popen(command, stdout=stream, stderr=stream, env={"TCP_NODELAY": "1", **os.environ})
         wait_until(lambda: self.answers() or process.poll() is not None, "Orthanc")
         return process.poll() is None and answers(self.dicom_port)
 

@@ -1,12 +1,17 @@
 """Bundles as the Model Zoo has them, small: configurations, a script, weights as pickles; and trained folders as nnU-Net leaves them."""
 
 import json
+import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from node.errors import BundleRefused
+from node.inference.install import convert, convert_child, trial, trial_child
 
 SHARED = Path(__file__).parents[2] / "shared" / "bundles"
 
@@ -45,6 +50,23 @@ def make_source(folder: Path, *, network: dict[str, Any] | None = None, state: A
     (folder / "LICENSE").write_text("Apache License\nVersion 2.0, January 2004\n")
     torch.save(make_state() if state is None else state, folder / file)
     return folder
+
+
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets an installation open weights and try the bundle in this process; those of their own are tried in test_install.py."""
+
+    def run(module: str, job: Mapping[str, Any], _limits: object, *, files: Sequence[int] = ()) -> dict[str, Any]:
+        if module == trial.CHILD:
+            return trial_child.perform(job)
+        parts = [{**part, "descriptor": os.dup(part["descriptor"])} for part in job.get("inputs", ())]
+        alone = {"descriptor": os.dup(job["descriptor"])} if "descriptor" in job else {}
+        try:
+            return {"isolated": True, **convert_child.perform({**job, **alone, "inputs": parts})}
+        except convert_child.Refused as refused:
+            raise BundleRefused(str(refused)) from refused
+
+    monkeypatch.setattr(convert, "run_confined", run)
+    monkeypatch.setattr(trial, "run_confined", run)
 
 
 def make_state() -> dict[str, torch.Tensor]:

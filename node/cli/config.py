@@ -27,9 +27,17 @@ def register(verbs: Verbs) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     from node.config import load_config
+    from node.config_faults import Fault, report_faults
+    from node.errors import ConfigError
+    from node.modelstore import drafts_among
 
     path = arguments.file or config_path(arguments)
-    print(f"{path}: no faults. {_summary(load_config(path))}")
+    config = load_config(path)
+    drafts = drafts_among(config.node.models_dir, [route.model for route in config.routes])
+    faults = [Fault(("routes", index, "model"), str(error)) for index, error in drafts]
+    if faults:
+        raise ConfigError(report_faults(faults, path.read_text(encoding="utf-8"), path))
+    print(f"{path}: no faults. {_summary(config)}")
     return ExitCode.OK
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 DEFAULT_CALLING: str = "RADNODE"
 DEFAULT_CALLED: str = "ANY-SCP"
+DEFAULT_ASSOCIATIONS: int = 1
+MOST_ASSOCIATIONS: int = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +41,16 @@ class Address:
     calling: str
     tls: "ClientTls | None" = None
     """Of a peer of the configuration; HOST:PORT is called without."""
+    associations: int | None = None
+    async_operations: int | None = None
+    """Of a peer of the configuration; None where the defaults hold."""
 
     def as_peer(self) -> "Peer":
         """Answers the same as whoever calls it needs it."""
-        from node.delivery.upper_layer import Peer
+        from node.delivery.upper_layer import DEFAULT_OPERATIONS, Peer
 
-        return Peer(self.host, self.port, self.called, self.calling, self.tls)
+        operations = self.async_operations or DEFAULT_OPERATIONS
+        return Peer(self.host, self.port, self.called, self.calling, self.tls, async_operations=operations)
 
 
 def register(verbs: Verbs) -> None:
@@ -56,6 +62,13 @@ def register(verbs: Verbs) -> None:
     send = verbs.add_parser("send", help="send DICOM files to a peer by C-STORE")
     add_peer(send)
     send.add_argument("paths", type=Path, nargs="+", metavar="DIR", help="folders or files")
+    send.add_argument(
+        "--associations",
+        type=int,
+        choices=range(1, MOST_ASSOCIATIONS + 1),
+        metavar="N",
+        help=f"how many at once, 1 to {MOST_ASSOCIATIONS} (default: of the configuration, else {DEFAULT_ASSOCIATIONS})",
+    )
     send.set_defaults(act=_send)
 
 
@@ -85,7 +98,8 @@ def address_of(arguments: argparse.Namespace) -> Address:
     from node.delivery.peers import configured_peer
 
     tls = configured_peer(config, arguments.peer).tls
-    return Address(peer.host, peer.port, arguments.called or peer.ae_title, arguments.calling or config.node.ae_title, tls)
+    names = (arguments.called or peer.ae_title, arguments.calling or config.node.ae_title)
+    return Address(peer.host, peer.port, *names, tls, associations=peer.associations, async_operations=peer.async_operations)
 
 
 def _echo(arguments: argparse.Namespace) -> int:
@@ -111,10 +125,14 @@ def _send(arguments: argparse.Namespace) -> int:
     if missing:
         raise UsageError(f"there is no {', no '.join(missing)} → name folders or files with DICOM images")
     address = address_of(arguments)
-    peer = address.as_peer()
+    associations = arguments.associations or address.associations or DEFAULT_ASSOCIATIONS
     line = ProgressLine()
+
+    def tell(_: object, done: int, total: int) -> None:
+        line(f"sending to {address.called}", done / total)
+
     try:
-        summary = send_paths(peer, arguments.paths, on_outcome=lambda _, done, total: line(f"sending to {address.called}", done / total))
+        summary = send_paths(address.as_peer(), arguments.paths, on_outcome=tell, associations=associations)
     finally:
         line.close()
     return _report(address, summary)

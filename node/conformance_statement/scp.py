@@ -15,7 +15,7 @@ from node.intake.association import LONGEST_PDU_BYTES, SPARE_CONNECTIONS
 from node.intake.contexts import supported_contexts
 from node.intake.conversation import ARTIM_S, LONGEST_COMMAND_BYTES, LONGEST_REQUEST_BYTES
 from node.intake.handlers import COMMITMENT_EVENTS
-from node.intake.reception import HEAD_BYTES
+from node.intake.uids import HEAD_BYTES
 from node.network import STORAGE_COMMITMENT, VERIFICATION, AbortReason, GeneralStatus, Rejection
 from node.network.commitment import LONGEST_REPORT_BYTES
 from node.network.deflate import LONGEST_INFLATED_BYTES

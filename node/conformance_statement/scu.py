@@ -14,13 +14,20 @@ from node.delivery.commitment import COMMITMENT_CONTEXT, REQUEST_STORAGE_COMMITM
 from node.delivery.courier import BATCH
 from node.delivery.query import FIND_CONTEXT, LONGEST_QUERY_S, MOST_MATCHES
 from node.delivery.store_scu import ECHO_TIMEOUTS, PRIORITY_CODES, Part10File, contexts_for_results, judge_status
-from node.delivery.upper_layer import LONGEST_PDU_BYTES, MAX_CONTEXTS, OUR_MAX_PDU_BYTES, RELEASE_TIMEOUT_S, Context, Timeouts
+from node.delivery.upper_layer import (
+    DEFAULT_OPERATIONS,
+    LONGEST_PDU_BYTES,
+    MAX_CONTEXTS,
+    OUR_MAX_PDU_BYTES,
+    RELEASE_TIMEOUT_S,
+    Context,
+    Timeouts,
+)
 from node.delivery.variants import DEFLATED, EVERY_COMPRESSION, OLDER_CLASSES
 from node.domain.commitment import AfterFailure, ConfirmationPolicy, FailureReason, judge_failure
 from node.domain.delivery import JITTER
 from node.errors import DeliveryError, PeerUnreachable
-from node.network import STORAGE_COMMITMENT_INSTANCE, VERIFICATION, CommandElement
-from node.network.rle import RLE_LOSSLESS
+from node.network import RLE_LOSSLESS, STORAGE_COMMITMENT_INSTANCE, VERIFICATION, CommandElement
 
 STORED: Final = "stored"
 _AFTER: Final = {
@@ -54,14 +61,21 @@ def requestor() -> Section:
 def _policy() -> str:
     timeouts = Timeouts()
     rows = [
-        ("associations at once", "for each destination one to send and one to confirm; `radnode send` and `radnode echo` one more each"),
+        (
+            "associations at once",
+            "for each destination `peers.NAME.associations` to send and one to confirm; `radnode send` as many as asked for, `radnode echo` one",
+        ),
         ("Calling AE Title", "`node.ae_title`"),
         ("Maximum Length asked for", f"{OUR_MAX_PDU_BYTES}; longer PDUs are taken up to {LONGEST_PDU_BYTES >> 20} MiB"),
         ("presentation contexts", f"at most {MAX_CONTEXTS}, one transfer syntax each; only those that the objects at hand need"),
         ("time to connect", f"{timeouts.connect_s:g} s"),
         ("time for an answer", f"{timeouts.answer_s:g} s"),
         ("time for a release", f"{RELEASE_TIMEOUT_S:g} s"),
-        ("asynchronous operations", "not proposed: one operation at a time"),
+        (
+            "asynchronous operations",
+            f"to store: `peers.NAME.async_operations` invoked (default {DEFAULT_OPERATIONS}), 1 performed; as many are open at once as the peer "
+            "grants, one where it does not answer. To confirm, and with 1: not proposed",
+        ),
         ("role selection", "not proposed"),
         ("extended negotiation, user identity", "not proposed"),
     ]

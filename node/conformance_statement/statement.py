@@ -11,6 +11,7 @@ from node.conformance_statement.names import class_name, syntax_name
 from node.conformance_statement.objects import exhibits, object_annexes
 from node.conformance_statement.scp import acceptor, storage_classes, storage_syntaxes
 from node.conformance_statement.scu import requestor, result_contexts
+from node.conformance_statement.stow import origin_server
 from node.delivery.query import STUDY_ROOT_FIND
 from node.domain.identifiers import MAX_AE_TITLE_LENGTH
 from node.network import IMPLEMENTATION_VERSION_NAME, STORAGE_COMMITMENT, VERIFICATION
@@ -27,7 +28,7 @@ def conformance_statement() -> str:
         CONTENTS,
         Section("Introduction", "", _introduction()),
         Section("Implementation model", "", _model()),
-        Section("Service and interoperability description", _entity(), (acceptor(), requestor())),
+        Section("Service and interoperability description", _entity(), (acceptor(), requestor(), origin_server())),
         Section("Network and media communication details", "", _network()),
         Section("Configuration", "", _configuration()),
         Section("Support of character sets", _character_sets()),
@@ -63,7 +64,7 @@ def _overview() -> str:
         "back into the archive as segmentations and structured reports.",
         "Network services (DIMSE):",
         table(("SOP class", "UID", "SCU", "SCP"), services),
-        "DICOMweb services: none. Media services: none. Real-time communication: none.",
+        "DICOMweb services: Store (STOW-RS) as origin server, where it is configured (see 5.3). Media services: none. Real-time communication: none.",
         "Transfer syntaxes:",
         table(
             ("use", "transfer syntaxes"),
@@ -154,7 +155,10 @@ def _configuration() -> tuple[Section, ...]:
     titles = paragraphs(
         table(
             ("AE title", "default", "port"),
-            [("`node.ae_title`", "none: it must be given", f"`listener.port`, {ListenerSection().port} unless configured")],
+            [
+                ("`node.ae_title`", "none: it must be given", f"`listener.port`, {ListenerSection().port} unless configured"),
+                ("(DICOMweb)", "", "`stow.port`; none unless configured"),
+            ],
         ),
         f"An AE title has 1 to {MAX_AE_TITLE_LENGTH} printable ASCII characters and no backslash. Titles of peers are mapped to hosts and ports "
         "by `peers.NAME`; senders are known by title and address together.",
@@ -175,13 +179,13 @@ def _character_sets() -> str:
 
 def _security() -> tuple[Section, ...]:
     transport = paragraphs(
-        "BCP 195 (RFC 8996, RFC 9325) TLS Secure Transport Connection Profile, PS3.15 B.12; for the port (`listener.tls`) and for each peer "
-        "(`peers.NAME.tls`), off unless configured.",
+        "BCP 195 (RFC 8996, RFC 9325) TLS Secure Transport Connection Profile, PS3.15 B.12; for the port (`listener.tls`), for that of "
+        "DICOMweb (`stow.tls`) and for each peer (`peers.NAME.tls`), off unless configured.",
         bullets(
             f"TLS 1.2 and 1.3; of 1.2 the cipher suites `{CIPHERS_OF_TLS_1_2}` (in the words of OpenSSL). No compression, no renegotiation, no "
             "session tickets.",
             "Both sides show a certificate of an authority of `tls.trusted_ca_file`; one that is called must also name its host, unless "
-            "`peers.NAME.tls_verify_host = false`.",
+            "`peers.NAME.tls_verify_host = false`. With `stow.client_certificates = false` senders of DICOMweb show a token and no certificate.",
             "A port with TLS speaks nothing else. The same port number serves both; 2762 is not fixed.",
         ),
     )

@@ -1,9 +1,14 @@
-"""One destination's pass: what is due goes over one association; a destination that is down is left alone until its time."""
+"""One destination's pass: what is due goes over one association; a destination that is down is left alone until its time.
+
+Several couriers may serve one destination, each over an association of its own: `Claims` sees to it that no two send the same.
+"""
 
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -24,6 +29,60 @@ FOUND_BY_QUERY: Final = "found by query: an attempt without an answer had arrive
 log = structlog.get_logger("radnode")
 
 
+class Claims:
+    """Which deliveries to a destination are in whose hands, for the couriers that share it."""
+
+    def __init__(self, couriers: int = 1) -> None:
+        self._couriers = couriers
+        self._lock = threading.Lock()
+        self._held: set[int] = set()
+        self._open = 0
+
+    @property
+    def open_associations(self) -> int:
+        """How many couriers have an association now."""
+        return self._open
+
+    @contextmanager
+    def claim(self, due: Callable[[], Sequence[DeliveryRecord]], *, alone: bool) -> Iterator[Sequence[DeliveryRecord]]:
+        """Gives a share of what is due and in nobody's hands, as long as the block runs; `alone`: nothing while others hold something.
+
+        What is due is asked for inside: whoever puts a delivery down has noted its end before.
+        """
+        with self._lock:
+            found = () if alone and self._held else due()
+            share = -(-len(found) // self._couriers)
+            mine = [delivery for delivery in found if delivery.delivery_id not in self._held][:share]
+            ids = {delivery.delivery_id for delivery in mine}
+            self._held |= ids
+        try:
+            yield mine
+        finally:
+            with self._lock:
+                self._held -= ids
+
+    @contextmanager
+    def association(self) -> Iterator[None]:
+        """Counts an association as long as the block runs."""
+        with self._lock:
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A delivery that was sent, and has no answer yet."""
+
+    delivery: DeliveryRecord
+    sent_as: str
+    attempts: int
+    first_attempt_s: float
+
+
 class Courier:
     """Takes what is due to one destination. One object serves one thread."""
 
@@ -34,11 +93,15 @@ class Courier:
         *,
         clock: Callable[[], float] | None = None,
         chance: Callable[[], float] | None = None,
+        claims: Claims | None = None,
     ) -> None:
+        """`claims` are shared with the other couriers of the destination, where there are any."""
         self._outbox = outbox
         self._destination = destination
         self._clock = clock or time.time
         self._chance = chance or random.random
+        self._claims = claims or Claims()
+        self._rests_until_s = 0.0
 
     def deliver_due(self, now_s: float, stop: threading.Event | None = None) -> int:
         """Tries what is due, over one association; answers how many attempts were made.
@@ -48,21 +111,33 @@ class Courier:
         """
         name = self._destination.name
         outage = self._outbox.outage(name)
-        if outage is not None and now_s < outage.next_attempt_s:
+        if now_s < self._rests_until_s or (outage is not None and now_s < outage.next_attempt_s):
             return 0
-        sendable = self._readable(self._outbox.due(name, now_s, limit=BATCH))
-        if not sendable:
-            return 0
-        scu = self._open(sendable, outage)
-        if scu is None:
-            return 0
+        with self._claims.claim(lambda: self._outbox.due(name, now_s, limit=BATCH), alone=outage is not None) as due:
+            sendable = self._readable(due)
+            if not sendable:
+                return 0
+            scu = self._open(sendable, outage)
+            if scu is None:
+                return 0
+            with self._claims.association(), scu:
+                return self._deliver(scu, sendable, stop)
+
+    def _deliver(self, scu: StoreScu, sendable: Sequence[tuple[DeliveryRecord, Part10File]], stop: threading.Event | None) -> int:
+        """Sends as many at once as the peer allows. What was sent before without an answer goes alone: it may be what broke the association."""
+        begun: dict[int, Attempt] = {}
         made = 0
-        with scu:
-            for delivery, file in sendable:
-                if not scu.is_open or (stop is not None and stop.is_set()):
-                    break  # the rest is still due
-                self._attempt(scu, delivery, file)
-                made += 1
+        for delivery, file in sendable:
+            if delivery.unsure:
+                self._finish(scu, begun)
+            if not scu.is_open or (stop is not None and stop.is_set()):
+                break  # the rest is still due
+            made += 1
+            if delivery.unsure and self._needs_no_attempt(scu, delivery):
+                continue
+            self._begin(scu, delivery, file, begun)
+            self._finish(scu, begun, most=0 if delivery.unsure else scu.operations - 1)
+        self._finish(scu, begun)
         return made
 
     def _readable(self, due: Sequence[DeliveryRecord]) -> list[tuple[DeliveryRecord, Part10File]]:
@@ -106,7 +181,10 @@ class Courier:
         try:
             scu = StoreScu(self._destination.peer, contexts, self._destination.timeouts)
         except DeliveryError as error:
-            self._begin_outage(outage, error)
+            if self._claims.open_associations:  # it takes no further one beside those that we have
+                self._rests_until_s = self._clock() + self._destination.policy.first_s
+            elif outage is not None or self._outbox.outage(self._destination.name) is None:  # else another courier has noted it
+                self._begin_outage(outage, error)
             return None
         if outage is not None:
             self._outbox.end_outage(self._destination.name)
@@ -127,22 +205,36 @@ class Courier:
             if ended is not None:
                 self._give_up(delivery, ended, str(error), now_s)
 
-    def _attempt(self, scu: StoreScu, delivery: DeliveryRecord, file: Part10File) -> None:
-        if delivery.unsure and self._needs_no_attempt(scu, delivery):
-            return
-        started_s = self._clock()
+    def _begin(self, scu: StoreScu, delivery: DeliveryRecord, file: Part10File, begun: dict[int, Attempt]) -> None:
+        """Sends an object; the attempt is durable before."""
         sent_as = scu.sent_as(file)
-        attempts, first_attempt_s = self._outbox.begin_attempt(delivery.delivery_id, started_s, sent_as)
+        attempt = Attempt(delivery, sent_as, *self._outbox.begin_attempt(delivery.delivery_id, self._clock(), sent_as))
         try:
-            note = scu.store(file, delivery.priority)
-        except PeerUnreachable as error:
-            self._fail(delivery, error, attempts, first_attempt_s)  # it may have arrived
+            begun[scu.begin(file, delivery.priority)] = attempt
+        except StoreRefused as error:
+            self._end_attempt(attempt, error)
+
+    def _finish(self, scu: StoreScu, begun: dict[int, Attempt], *, most: int = 0) -> None:
+        """Takes answers until at most so many attempts are without one."""
+        while len(begun) > most:
+            try:
+                answer = scu.finish()
+            except PeerUnreachable as error:
+                lost = list(begun.values())
+                begun.clear()
+                for attempt in lost:
+                    self._end_attempt(attempt, error)
+                return
+            self._end_attempt(begun.pop(answer.message_id), answer.error, answer.note)
+
+    def _end_attempt(self, attempt: Attempt, error: DeliveryError | None, note: str = "") -> None:
+        delivery = attempt.delivery
+        if error is None:
+            self._mark_stored(delivery, "; ".join(part for part in (note, _in_class(attempt.sent_as)) if part), attempt.attempts)
             return
-        except DeliveryError as error:
+        if not isinstance(error, PeerUnreachable):  # else it may have arrived
             self._outbox.clear_doubt(delivery.delivery_id)
-            self._fail(delivery, error, attempts, first_attempt_s)
-            return
-        self._mark_stored(delivery, "; ".join(part for part in (note, _in_class(sent_as)) if part), attempts)
+        self._fail(delivery, error, attempt.attempts, attempt.first_attempt_s)
 
     def _needs_no_attempt(self, scu: StoreScu, delivery: DeliveryRecord) -> bool:
         """Asks about an object whose last attempt had no answer; answers whether that was all for now."""

@@ -24,6 +24,8 @@ class Destination:
     confirmation: ConfirmationPolicy = field(default_factory=ConfirmationPolicy)
     compression: Compression = field(default_factory=Compression)
     """How segmentations are offered besides as they are."""
+    associations: int = 1
+    """How many may be open at once to send."""
 
     @classmethod
     def of(cls, config: Config, name: str) -> Self:
@@ -35,6 +37,7 @@ class Destination:
             configured_peer(config, name),
             policy,
             compression=Compression(deflate=section.deflate, rle=section.rle),
+            associations=section.associations,
             confirm=Confirm(section.confirm),
             confirmation=ConfirmationPolicy(give_up_h=policy.give_up_h),
         )

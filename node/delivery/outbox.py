@@ -1,4 +1,4 @@
-"""The courier's process: for every destination a thread that sends and one that has stored results confirmed.
+"""The courier's process: for every destination threads that send, one an association, and one that has stored results confirmed.
 
 A dead archive never delays another, and an archive that does not confirm delays no sending.
 """
@@ -16,7 +16,7 @@ import structlog
 
 from node.config import Config
 from node.delivery.commitment import Confirmer
-from node.delivery.courier import BATCH, Courier, refuse
+from node.delivery.courier import BATCH, Claims, Courier, refuse
 from node.delivery.destination import Destination
 from node.journal import CommitmentJournal, OutboxJournal, open_database
 
@@ -35,7 +35,10 @@ def run_courier(config: Config, stop: threading.Event) -> None:
     """Delivers until `stop`."""
     state_dir = config.node.state_dir
     destinations = [Destination.of(config, name) for name in config.peers]
-    works: list[tuple[str, Work]] = [(f"courier {one.name}", partial(_deliver, one)) for one in destinations]
+    works: list[tuple[str, Work]] = []
+    for one in destinations:
+        deliver = partial(_deliver, one, Claims(one.associations))
+        works += [(f"courier {one.name} {number}".removesuffix(" 1"), deliver) for number in range(1, one.associations + 1)]
     works += [(f"confirmation {one.name}", partial(_confirm, one)) for one in destinations]
     threads = [
         # daemons: a peer that holds the line must not hold the node
@@ -62,8 +65,8 @@ def _work_until(stop: threading.Event, state_dir: Path, work: Work) -> None:
             stop.wait(PAUSE_AFTER_SURPRISE_S)
 
 
-def _deliver(destination: Destination, connection: sqlite3.Connection, stop: threading.Event) -> None:
-    courier = Courier(OutboxJournal(connection), destination)
+def _deliver(destination: Destination, claims: Claims, connection: sqlite3.Connection, stop: threading.Event) -> None:
+    courier = Courier(OutboxJournal(connection), destination, claims=claims)
     while not stop.wait(POLL_S):
         while not stop.is_set() and courier.deliver_due(time.time(), stop):
             pass

@@ -14,4 +14,5 @@ def configured_peer(config: Config, name: str, *, calling_ae_title: str = "") ->
         if config.tls is None:
             raise ConfigError(f"peers.{name}.tls is set, and there is no section [tls] → add it")
         tls = ClientTls(config.tls, verify_host=section.tls_verify_host)
-    return Peer(section.host, section.port, section.ae_title, calling_ae_title or config.node.ae_title, tls)
+    calling = calling_ae_title or config.node.ae_title
+    return Peer(section.host, section.port, section.ae_title, calling, tls, async_operations=section.async_operations)

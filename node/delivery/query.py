@@ -3,19 +3,16 @@
 import time
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Final
-
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset
-from pynetdicom.dsutils import encode
+from typing import TYPE_CHECKING, Final
 
 from node.codes import StoreStatus
 from node.delivery.upper_layer import Context, Message, RequestedAssociation
 from node.errors import PeerUnreachable
-from node.journal import DeliveryRecord
 from node.network import DATA_SET_FOLLOWS, CommandElement, CommandField, GeneralStatus
 from node.network.command import Command, number_in
-from node.network.malformed import MALFORMED_DATA_SET
+
+if TYPE_CHECKING:
+    from node.journal import DeliveryRecord
 
 STUDY_ROOT_FIND: Final = "1.2.840.10008.5.1.4.1.2.2.1"
 """Study Root Query/Retrieve Information Model - FIND."""
@@ -44,7 +41,7 @@ class QueryAnswer:
     """Whether it may say another time."""
 
 
-def has_instance(association: RequestedAssociation, wanted: DeliveryRecord, message_id: int, *, answer_s: float) -> QueryAnswer:
+def has_instance(association: RequestedAssociation, wanted: "DeliveryRecord", message_id: int, *, answer_s: float) -> QueryAnswer:
     """Asks over an association, which has accepted FIND_CONTEXT, whether the peer has an object; it may be silent for `answer_s`.
 
     Raises
@@ -74,7 +71,10 @@ def has_instance(association: RequestedAssociation, wanted: DeliveryRecord, mess
     raise PeerUnreachable(f"the peer answers a query (C-FIND) for one object with more than {MOST_MATCHES}")
 
 
-def _identifier(wanted: DeliveryRecord) -> bytes:
+def _identifier(wanted: "DeliveryRecord") -> bytes:
+    from pydicom.dataset import Dataset
+    from pynetdicom.dsutils import encode
+
     keys = Dataset()
     keys.SOPInstanceUID = wanted.archived_as[1]
     keys.QueryRetrieveLevel = "IMAGE"
@@ -104,6 +104,10 @@ def _judge(status: int, *, found: bool) -> QueryAnswer:
 
 def _names(data_set: bytes, sop_instance_uid: str) -> bool:
     """Answers whether a match is the object: a peer that does not know a key passes over it."""
+    from pydicom.filereader import read_dataset
+
+    from node.network.malformed import MALFORMED_DATA_SET
+
     try:
         match = read_dataset(BytesIO(data_set), is_implicit_VR=True, is_little_endian=True)
         return str(match.get("SOPInstanceUID", "")) == sop_instance_uid

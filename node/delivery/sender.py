@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.delivery.store_scu import Part10File, StoreOutcome, read_part10, store_files
+from node.delivery.parallel import store_in_parallel
+from node.delivery.part10 import Part10File, read_part10
+from node.delivery.store_scu import StoreOutcome
 from node.delivery.upper_layer import Peer, Timeouts
 from node.errors import StoreRefused
 
@@ -42,8 +44,18 @@ class SendSummary:
         return tuple(outcome for outcome in self.outcomes if outcome.error is not None)
 
 
-def send_paths(peer: Peer, paths: Sequence[Path], *, on_outcome: OnOutcome | None = None, timeouts: Timeouts | None = None) -> SendSummary:
-    """Sends every DICOM file below `paths` to a peer; what fails is told in the summary, nothing is raised for it."""
+def send_paths(
+    peer: Peer,
+    paths: Sequence[Path],
+    *,
+    on_outcome: OnOutcome | None = None,
+    timeouts: Timeouts | None = None,
+    associations: int = 1,
+) -> SendSummary:
+    """Sends every DICOM file below `paths` to a peer, over so many associations at once.
+
+    What fails is told in the summary, nothing is raised for it.
+    """
     started = time.perf_counter()
     files: list[Part10File] = []
     skipped: list[tuple[Path, str]] = []
@@ -58,7 +70,7 @@ def send_paths(peer: Peer, paths: Sequence[Path], *, on_outcome: OnOutcome | Non
         else:
             files.append(file)
     outcomes: list[StoreOutcome] = []
-    for outcome in store_files(peer, files, timeouts):
+    for outcome in store_in_parallel(peer, files, associations=associations, timeouts=timeouts):
         outcomes.append(outcome)
         if on_outcome is not None:
             on_outcome(outcome, len(outcomes), len(files))

@@ -1,83 +1,59 @@
 """C-STORE and C-ECHO as service class user: the bytes on the disk go to the peer as they are, each file gets an answer."""
 
 import io
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
-from pydicom import dcmread
-from pydicom.uid import UID
-from pynetdicom.dsutils import encode, split_dataset
-
-from node.codes import StoreStatus
+from node.delivery.p_data import FileFailed
+from node.delivery.part10 import Part10File, batches, contexts_for, contexts_for_results, read_part10
 from node.delivery.query import FIND_CONTEXT, has_instance
-from node.delivery.upper_layer import MAX_CONTEXTS, Context, Peer, Readable, RequestedAssociation, Timeouts
+from node.delivery.store_status import judge_status
+from node.delivery.upper_layer import Context, Peer, Readable, RequestedAssociation, Timeouts
 from node.delivery.variants import (
     DEFLATED,
     EVERY_COMPRESSION,
-    Compression,
     compressed_contexts,
     deflated,
     older_contexts,
     older_report,
     run_length_label_map,
 )
+from node.delivery.verification import ECHO_TIMEOUTS, echo, echo_peer
 from node.domain.delivery import archived_as
-from node.domain.identifiers import is_usable_uid
 from node.domain.states import Priority
-from node.errors import DeliveryError, PeerUnreachable, StoreOutOfResources, StoreRefused
-from node.journal import DeliveryRecord
-from node.network import (
-    DATA_SET_FOLLOWS,
-    NATIVE_TRANSFER_SYNTAXES,
-    NO_DATA_SET,
-    VERIFICATION,
-    CommandElement,
-    CommandField,
-    GeneralStatus,
-)
-from node.network.command import Command, number_in, text_in
-from node.network.rle import RLE_LOSSLESS
+from node.errors import DeliveryError, PeerUnreachable, StoreRefused
+from node.network import DATA_SET_FOLLOWS, RLE_LOSSLESS, CommandElement, CommandField
+from node.network.command import Command
 
-_EXPLICIT, _IMPLICIT, _DEFLATED, _ = NATIVE_TRANSFER_SYNTAXES
+if TYPE_CHECKING:
+    from node.journal import DeliveryRecord
+
+__all__ = [
+    "ECHO_TIMEOUTS",
+    "Part10File",
+    "StoreOutcome",
+    "StoreScu",
+    "batches",
+    "contexts_for",
+    "contexts_for_results",
+    "echo",
+    "echo_peer",
+    "judge_status",
+    "read_part10",
+    "store_files",
+]
+
 PRIORITY_CODES: Final = {Priority.MEDIUM: 0, Priority.HIGH: 1, Priority.LOW: 2}
 """Priority (0000,0700) of a request (PS3.7 Table E.1-1)."""
 
 _COMPRESSIONS: Final[Mapping[str, Callable[[BinaryIO], Readable]]] = {DEFLATED: deflated, RLE_LOSSLESS: run_length_label_map}
 _LAST_MESSAGE_ID: Final = 0xFFFF
-ECHO_TIMEOUTS: Final = Timeouts(connect_s=5.0, answer_s=5.0)
-
-
-OUT_OF_RESOURCES: Final = range(0xA700, 0xA800)
-DATA_SET_MISMATCH: Final = range(0xA900, 0xAA00)
-WARNINGS: Final = range(0xB000, 0xC000)
-CANNOT_UNDERSTAND: Final = range(0xC000, 0xD000)
-GENERAL_FAILURES: Final = range(0x0100, 0x0300)
-"""Ranges of the answers to a C-STORE request (PS3.4 Table B.2-1, PS3.7 Annex C)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part10File:
-    """A DICOM file to send."""
-
-    path: Path
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    offset: int
-    """Where the data set begins, behind the file meta information."""
-
-    @property
-    def contexts(self) -> tuple[Context, ...]:
-        """What to propose for the file, the best first: as it is; native data also in what every peer must take (PS3.5 10.1)."""
-        own = Context(self.sop_class_uid, self.transfer_syntax_uid)
-        if self.transfer_syntax_uid not in {_EXPLICIT, _IMPLICIT, _DEFLATED}:
-            return (own,)
-        return tuple(dict.fromkeys((own, Context(self.sop_class_uid, _EXPLICIT), Context(self.sop_class_uid, _IMPLICIT))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,72 +71,45 @@ class StoreOutcome:
         return "stored" if self.error is None else self.error.code
 
 
-def read_part10(path: Path) -> Part10File:
-    """Answers what a file says about itself.
+@dataclass(frozen=True, slots=True)
+class StoreAnswer:
+    """What a peer answered to one request: stored when there is no `error`; `note` is its warning."""
 
-    Raises
-    ------
-    StoreRefused
-        When it is no DICOM file, or does not say what it is: it can never be sent.
-    """
-    try:
-        meta, offset = split_dataset(path)
-        wanted = ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
-        sop_class_uid, sop_instance_uid, transfer_syntax_uid = (str(meta.get(keyword) or "") for keyword in wanted)
-    except OSError as error:
-        raise StoreRefused(f"the file cannot be read: {error.strerror or type(error).__name__}") from error
-    except Exception as error:  # pydicom raises whatever its parsers meet in a file that is no DICOM
-        raise StoreRefused(f"not a DICOM file ({type(error).__name__})") from error
-    if not (is_usable_uid(sop_class_uid) and is_usable_uid(sop_instance_uid) and is_usable_uid(transfer_syntax_uid)):
-        raise StoreRefused("the file meta information lacks a usable UID of SOP class, SOP instance or transfer syntax")
-    return Part10File(path, sop_class_uid, sop_instance_uid, transfer_syntax_uid, offset)
-
-
-def contexts_for(files: Iterable[Part10File]) -> tuple[Context, ...]:
-    """Answers the contexts to propose for files: those that they need, each once."""
-    return tuple(dict.fromkeys(context for file in files for context in file.contexts))
-
-
-def contexts_for_results(files: Iterable[Part10File], offered: Compression | None = None) -> tuple[Context, ...]:
-    """Answers the contexts to propose for results of ours: also older classes of reports, and segmentations compressed."""
-    found: dict[Context, None] = {}
-    for file in files:
-        found.update(dict.fromkeys(compressed_contexts(file.sop_class_uid, file.transfer_syntax_uid, offered or Compression())))
-        found.update(dict.fromkeys((*file.contexts, *older_contexts(file.sop_class_uid))))
-    return tuple(found)
-
-
-def batches(files: Iterable[Part10File], largest: int = MAX_CONTEXTS) -> Iterable[tuple[Part10File, ...]]:
-    """Answers the files in order, cut where an association could not propose the contexts of one more."""
-    batch: list[Part10File] = []
-    needed: set[Context] = set()
-    for file in files:
-        if batch and len(needed.union(file.contexts)) > largest:
-            yield tuple(batch)
-            batch, needed = [], set()
-        batch.append(file)
-        needed.update(file.contexts)
-    if batch:
-        yield tuple(batch)
+    message_id: int
+    note: str = ""
+    error: DeliveryError | None = None
 
 
 class StoreScu:
-    """An association over which files are stored, one after the other. One object serves one thread."""
+    """An association over which files are stored. One object serves one thread.
+
+    One after the other (`store`), or, where the peer allows a window of several operations, the next ones before the first is
+    answered: `begin` as long as fewer than `operations` are open, and `finish` for each.
+    """
 
     def __init__(self, peer: Peer, contexts: Sequence[Context], timeouts: Timeouts | None = None) -> None:
         """Opens the association; raises the DeliveryError that says why there is none."""
         self._timeouts = timeouts or Timeouts()
-        self._association = RequestedAssociation(peer, contexts, self._timeouts)
+        self._association = RequestedAssociation(peer, contexts, self._timeouts, operations=peer.async_operations)
         self._peer = peer
         self._message_id = 0
+        self._awaited: set[int] = set()
+        self._cut_off = 0
+        """Message ID of a request that broke off before all of it was sent."""
+        self._broken: PeerUnreachable | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether another file can be stored."""
         return self._association.is_open
 
+    @property
+    def operations(self) -> int:
+        """How many stores may be open at once."""
+        return self._association.operations
+
     def store(self, file: Part10File, priority: Priority = Priority.MEDIUM) -> str:
-        """Stores a file; answers the peer's warning, '' where there is none.
+        """Stores a file while no other is open; answers the peer's warning, '' where there is none.
 
         Raises
         ------
@@ -171,17 +120,69 @@ class StoreScu:
         PeerUnreachable
             The peer did not answer: it may have stored the file or not. The association is over.
         """
+        self.begin(file, priority)
+        answer = self.finish()
+        if answer.error is not None:
+            raise answer.error
+        return answer.note
+
+    def begin(self, file: Part10File, priority: Priority = Priority.MEDIUM) -> int:
+        """Sends a file, and does not wait for the answer; answers the Message ID of the request.
+
+        That the association breaks over it is said by `finish`, when what the peer had answered before is told.
+
+        Raises
+        ------
+        StoreRefused
+            The peer takes nothing of the kind, or the file cannot be read. If that was found too late, the association is over.
+        """
+        context = self._choose(file)
         with ExitStack() as stack:
-            context, stream = self._choose(file, stack)
+            stream = _made_for(file, context, stack)
             message_id = self._next_message_id()
             context_id = self._association.accepted[context]
             names = archived_as(file.sop_class_uid, file.sop_instance_uid, context.sop_class_uid)
-            self._association.send_command(context_id, _store_request(names, message_id, priority))
-            self._association.send_data_set(context_id, stream)
-        answer = self._association.receive_response(CommandField.C_STORE_RSP, message_id)
-        return judge_status(answer)
+            request = _store_request(names, message_id, priority)
+            self._awaited.add(message_id)
+            try:
+                if stream is None:
+                    self._send_as_it_is(file, context_id, request)
+                else:
+                    self._send_made(stream, context_id, request)
+            except PeerUnreachable as error:
+                self._broken, self._cut_off = error, message_id
+            except StoreRefused as error:
+                self._awaited.discard(message_id)
+                if not self.is_open:
+                    self._broken = PeerUnreachable(f"the association with {self._peer} was ended over another file: {error}")
+                raise
+        return message_id
 
-    def has(self, delivery: DeliveryRecord) -> bool:
+    def finish(self) -> StoreAnswer:
+        """Answers the next response to a store that was begun, whichever that is.
+
+        Raises
+        ------
+        PeerUnreachable
+            None of those that are open will be answered any more: the peer may have stored them or not. The association is over.
+        """
+        try:
+            message_id, answer = self._association.receive_any_response(CommandField.C_STORE_RSP, self._awaited)
+        except PeerUnreachable as error:
+            self._awaited.clear()
+            if self._broken is None or self._association.was_aborted:
+                raise
+            raise self._broken from error
+        self._awaited.discard(message_id)
+        try:
+            note = judge_status(answer)
+        except DeliveryError as error:
+            return StoreAnswer(message_id, error=error)
+        if message_id == self._cut_off:
+            return StoreAnswer(message_id, error=self._broken)  # success of half a file is none
+        return StoreAnswer(message_id, note)
+
+    def has(self, delivery: "DeliveryRecord") -> bool:
         """Asks whether the peer has the object of a delivery; False also when it takes no query or does not say: sending twice is harmless.
 
         Raises
@@ -206,27 +207,40 @@ class StoreScu:
 
     def _next_message_id(self) -> int:
         self._message_id = self._message_id % _LAST_MESSAGE_ID + 1
+        while self._message_id in self._awaited:
+            self._message_id = self._message_id % _LAST_MESSAGE_ID + 1
         return self._message_id
 
-    def _choose(self, file: Part10File, stack: ExitStack) -> tuple[Context, Readable]:
+    def _choose(self, file: Part10File) -> Context:
         own = (*compressed_contexts(file.sop_class_uid, file.transfer_syntax_uid, EVERY_COMPRESSION), *file.contexts)
         offered = (*own, *older_contexts(file.sop_class_uid))
         context = next((context for context in offered if context in self._association.accepted), None)
         if context is None:
+            from pydicom.uid import UID
+
             syntax, sop_class = UID(file.transfer_syntax_uid).name, UID(file.sop_class_uid).name
             raise StoreRefused(f"{self._peer} accepts no presentation context for {sop_class} in {syntax}")
-        if context.sop_class_uid != file.sop_class_uid:
-            return context, io.BytesIO(older_report(file.path, context.sop_class_uid, context.transfer_syntax_uid))
-        is_own = context.transfer_syntax_uid == file.transfer_syntax_uid
-        compress = None if is_own else _COMPRESSIONS.get(context.transfer_syntax_uid)
-        if not is_own and compress is None:
-            return context, _reencoded(file, context.transfer_syntax_uid)
+        return context
+
+    def _send_as_it_is(self, file: Part10File, context_id: int, request: Command) -> None:
         try:
-            stream = stack.enter_context(file.path.open("rb"))
-            stream.seek(file.offset)
+            descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise StoreRefused(f"the file cannot be read: {error.strerror or type(error).__name__}") from error
-        return context, compress(stream) if compress else stream
+            raise _unreadable(error) from error
+        try:
+            self._association.send_file(context_id, request, descriptor, file.offset)
+        except FileFailed as error:
+            raise StoreRefused(str(error)) from error
+        finally:
+            os.close(descriptor)
+
+    def _send_made(self, stream: Readable, context_id: int, request: Command) -> None:
+        self._association.send_command(context_id, request)
+        try:
+            self._association.send_data_set(context_id, stream)
+        except (OSError, StoreRefused) as error:  # of reading the file: a part is on its way, and the association cannot go on
+            self._association.abort()
+            raise error if isinstance(error, StoreRefused) else _unreadable(error) from error
 
     def close(self) -> None:
         """Releases the association."""
@@ -242,82 +256,91 @@ class StoreScu:
             self._association.abort()
 
 
-def judge_status(answer: Command) -> str:
-    """Answers the warning in a C-STORE response, '' for plain success; raises what a failure means (PS3.4 Table B.2-1)."""
-    status = number_in(answer, CommandElement.STATUS)
-    if status is None:
-        raise PeerUnreachable("the peer answered without a status")
-    comment = text_in(answer, CommandElement.ERROR_COMMENT)
-    said = f"{status:04X}" + (f": {comment}" if comment else "")
-    if status == StoreStatus.SUCCESS:
-        return ""
-    if status == GeneralStatus.DUPLICATE_SOP_INSTANCE:
-        return f"{said}: the peer had it already"
-    if status in WARNINGS:
-        return said
-    if status in OUT_OF_RESOURCES or status == GeneralStatus.PROCESSING_FAILURE:
-        raise StoreOutOfResources(f"the peer answered {said}")
-    if any(status in refusal for refusal in (DATA_SET_MISMATCH, CANNOT_UNDERSTAND, GENERAL_FAILURES)):
-        raise StoreRefused(f"the peer answered {said}")
-    raise PeerUnreachable(f"the peer answered {said}, which is no status of C-STORE")
-
-
-def store_files(peer: Peer, files: Iterable[Part10File], timeouts: Timeouts | None = None) -> Iterable[StoreOutcome]:
-    """Sends files to a peer, and answers what became of each as it happens; never raises a DeliveryError.
+def store_files(peer: Peer, files: Iterable[Part10File], timeouts: Timeouts | None = None) -> Iterator[StoreOutcome]:
+    """Sends files to a peer over one association, and answers what became of each as it happens; never raises a DeliveryError.
 
     When the association breaks, the file on its way has failed and the next ones go over a new one; when none can be had, all the
     rest have failed.
     """
     for batch in batches(files):
-        waiting = list(batch)
-        while waiting:
-            try:
-                scu = StoreScu(peer, contexts_for(waiting), timeouts)
-            except DeliveryError as error:
-                yield from (StoreOutcome(file.path, file.sop_instance_uid, error) for file in waiting)
-                break
-            with scu:
-                while waiting and scu.is_open:
-                    yield _outcome(scu, waiting.pop(0))
+        waiting = WaitingFiles(batch)
+        try:
+            yield from store_waiting(peer, waiting, timeouts)
+        except DeliveryError as error:
+            yield from (StoreOutcome(file.path, file.sop_instance_uid, error) for file in waiting.take_all())
 
 
-def _outcome(scu: StoreScu, file: Part10File) -> StoreOutcome:
-    try:
-        return StoreOutcome(file.path, file.sop_instance_uid, note=scu.store(file))
-    except DeliveryError as error:
-        return StoreOutcome(file.path, file.sop_instance_uid, error)
+class WaitingFiles:
+    """Files that wait to be sent, for several associations to take from."""
+
+    def __init__(self, files: Sequence[Part10File]) -> None:
+        """All of them fit the contexts of one association."""
+        self.contexts = contexts_for(files)
+        self._waiting = deque((file, False) for file in files)
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def take(self) -> tuple[Part10File, bool] | None:
+        """Answers the next file and whether it must go alone, None when there is none."""
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
+
+    def take_all(self) -> list[Part10File]:
+        """Answers all that wait."""
+        return [taken[0] for taken in iter(self.take, None)]
+
+    def put_back(self, files: Iterable[Part10File]) -> None:
+        """Makes files go first, each alone: an association broke over one of them, nobody knows which."""
+        self._waiting.extendleft((file, True) for file in reversed(list(files)))
 
 
-def echo(host: str, port: int, called: str, calling: str) -> float:
-    """Asks a peer without TLS whether it is there, as `echo_peer` does."""
-    return echo_peer(Peer(host, port, called, calling))
+def store_waiting(peer: Peer, waiting: WaitingFiles, timeouts: Timeouts | None = None) -> Iterator[StoreOutcome]:
+    """Sends files as long as any wait, over one association after the other; raises the DeliveryError why there is none any more."""
+    while waiting:
+        with StoreScu(peer, waiting.contexts, timeouts) as scu:
+            yield from _store_over(scu, waiting)
 
 
-def echo_peer(peer: Peer) -> float:
-    """Asks a peer whether it is there; answers the seconds from the connection to the answer.
+def _store_over(scu: StoreScu, waiting: WaitingFiles) -> Iterator[StoreOutcome]:
+    """Sends until none waits or the association is over."""
+    begun: dict[int, Part10File] = {}
+    suspects = 2
+    while (taken := waiting.take() if scu.is_open else None) is not None:
+        file, alone = taken
+        if alone and begun:
+            yield from _finish(scu, begun, waiting)
+            waiting.put_back([file])
+            continue
+        try:
+            begun[scu.begin(file)] = file
+        except StoreRefused as error:
+            yield StoreOutcome(file.path, file.sop_instance_uid, error)
+            suspects = 2 if scu.is_open else 1  # it is known which file broke the association: none of the others
+        else:
+            yield from _finish(scu, begun, waiting, most=0 if alone else scu.operations - 1)
+    yield from _finish(scu, begun, waiting, suspects=suspects)
 
-    Raises
-    ------
-    DeliveryError
-        The leaf says why it is not there for us.
-    """
-    started = time.perf_counter()
-    context = Context(VERIFICATION, _IMPLICIT)
-    with RequestedAssociation(peer, [context], ECHO_TIMEOUTS) as association:
-        if context not in association.accepted:
-            raise StoreRefused(f"{peer} does not offer verification (C-ECHO)")
-        request: Command = {
-            CommandElement.AFFECTED_SOP_CLASS_UID: VERIFICATION,
-            CommandElement.COMMAND_FIELD: CommandField.C_ECHO_RQ,
-            CommandElement.MESSAGE_ID: 1,
-            CommandElement.DATA_SET_TYPE: NO_DATA_SET,
-        }
-        association.send_command(association.accepted[context], request)
-        answer = association.receive_response(CommandField.C_ECHO_RSP, 1)
-        elapsed_s = time.perf_counter() - started
-    if answer.get(CommandElement.STATUS) != StoreStatus.SUCCESS:
-        raise StoreRefused(f"{peer} answered C-ECHO with status {answer.get(CommandElement.STATUS)}")
-    return elapsed_s
+
+def _finish(
+    scu: StoreScu, begun: dict[int, Part10File], waiting: WaitingFiles, *, most: int = 0, suspects: int = 2
+) -> Iterator[StoreOutcome]:
+    """Takes answers until at most so many files are open; of several that are lost together each is tried alone another time."""
+    while len(begun) > most:
+        try:
+            answer = scu.finish()
+        except PeerUnreachable as error:
+            lost = list(begun.values())
+            begun.clear()
+            if len(lost) >= suspects:
+                waiting.put_back(lost)
+            else:
+                yield from (StoreOutcome(file.path, file.sop_instance_uid, error) for file in lost)
+            return
+        file = begun.pop(answer.message_id)
+        yield StoreOutcome(file.path, file.sop_instance_uid, answer.error, answer.note)
 
 
 def _store_request(names: tuple[str, str], message_id: int, priority: Priority) -> Command:
@@ -332,8 +355,33 @@ def _store_request(names: tuple[str, str], message_id: int, priority: Priority) 
     }
 
 
+def _made_for(file: Part10File, context: Context, stack: ExitStack) -> Readable | None:
+    """Answers what is sent over a context, None where that is the data set as it lies on the disk; `stack` closes it."""
+    if context.sop_class_uid != file.sop_class_uid:
+        return io.BytesIO(older_report(file.path, context.sop_class_uid, context.transfer_syntax_uid))
+    if context.transfer_syntax_uid == file.transfer_syntax_uid:
+        return None
+    compress = _COMPRESSIONS.get(context.transfer_syntax_uid)
+    if compress is None:
+        return _reencoded(file, context.transfer_syntax_uid)
+    try:
+        stream = stack.enter_context(file.path.open("rb"))
+        stream.seek(file.offset)
+    except OSError as error:
+        raise _unreadable(error) from error
+    return compress(stream)
+
+
+def _unreadable(error: OSError) -> StoreRefused:
+    return StoreRefused(f"the file cannot be read: {error.strerror or type(error).__name__}")
+
+
 def _reencoded(file: Part10File, transfer_syntax_uid: str) -> BinaryIO:
     """Answers the data set in another native transfer syntax, for a peer that does not take it as it is."""
+    from pydicom import dcmread
+    from pydicom.uid import UID
+    from pynetdicom.dsutils import encode
+
     syntax = UID(transfer_syntax_uid)
     try:
         encoded = encode(dcmread(file.path), syntax.is_implicit_VR, syntax.is_little_endian)

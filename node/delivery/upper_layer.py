@@ -1,61 +1,48 @@
 """An association as requestor on a blocking socket: one thread, no polling, and every wait has an end.
 
-Negotiation is encoded and parsed by pynetdicom's codecs; commands and P-DATA are ours. Stock pynetdicom is not used to send:
-under load its reactor thread can take a response away from the caller, which then waits for a timeout and takes a stored object
-for a lost one.
+Stock pynetdicom is not used to send: under load its reactor thread can take a response away from the caller, which then waits for a
+timeout and takes a stored object for a lost one; and it copies every byte five times.
 """
 
 import contextlib
 import io
 import socket
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
-from pydicom.uid import UID
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
+from node.delivery.negotiation import (
+    MAX_CONTEXTS,
+    OUR_MAX_PDU_BYTES,
+    Context,
+    MalformedAnswer,
+    associate_request,
+    read_acceptance,
+    read_rejection,
 )
-from pynetdicom.presentation import build_context
-
-from node.codes import IMPLEMENTATION_CLASS_UID
+from node.delivery.p_data import BUFFER_BYTES, LONGEST_COMMAND_BYTES, FileFailed, FragmentBuffer
 from node.errors import AssociationRejected, AssociationRejectedTransient, PeerUnreachable
-from node.network import (
-    APPLICATION_CONTEXT,
-    COMMAND_FRAGMENT,
-    CONTEXT_ACCEPTED,
-    IMPLEMENTATION_VERSION_NAME,
-    LAST_FRAGMENT,
-    NO_DATA_SET,
-    REJECTED_TRANSIENT,
-    CommandElement,
-    CommandField,
-    PduType,
-)
-from node.network.command import Command, decode_command, encode_command
+from node.network import COMMAND_FRAGMENT, LAST_FRAGMENT, NO_DATA_SET, REJECTED_TRANSIENT, CommandElement, CommandField, PduType
+from node.network.command import Command, decode_command, encode_command, number_in
 from node.network.link import PDV_HEAD_BYTES, Link, LinkBroken, pdu, words_of
-from node.network.malformed import MALFORMED_PDU
 from node.network.tls import ClientTls, TlsFilesUnusable, request_tls
 
-MAX_CONTEXTS: Final = 128
-"""Presentation context IDs are the odd numbers 1 to 255 (PS3.8 9.3.2.2)."""
+__all__ = ["MAX_CONTEXTS", "OUR_MAX_PDU_BYTES", "Context", "Message", "Peer", "Readable", "RequestedAssociation", "Timeouts"]
 
-LONGEST_FRAGMENT_BYTES: Final = 1 << 20
-OUR_MAX_PDU_BYTES: Final = 1 << 14
+LONGEST_FRAGMENT_BYTES: Final = BUFFER_BYTES
 LONGEST_PDU_BYTES: Final = 1 << 20
 """We receive answers only: a longer PDU is no DICOM."""
 
-LONGEST_COMMAND_BYTES: Final = 1 << 16
+LONGEST_ANSWER_BYTES: Final = 1 << 16
 LONGEST_DATA_SET_BYTES: Final = 1 << 22
 """Of an answer or a report: what a peer sends us on our own associations is small."""
 
 RELEASE_TIMEOUT_S: Final = 5.0
+
+DEFAULT_OPERATIONS: Final = 16
+"""So many requests hide the time of an answer on any line; more would only be more to send again when it breaks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +54,8 @@ class Peer:
     ae_title: str
     calling_ae_title: str
     tls: ClientTls | None = None
+    async_operations: int = DEFAULT_OPERATIONS
+    """How many stores we ask to have open at once; 1 asks for nothing. The peer decides."""
 
     def __str__(self) -> str:
         return f"{self.ae_title} at {self.host}:{self.port}"
@@ -90,14 +79,6 @@ class Timeouts:
     answer_s: float = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """A presentation context with one transfer syntax, so that its acceptance needs no interpretation."""
-
-    sop_class_uid: str
-    transfer_syntax_uid: str
-
-
 class Readable(Protocol):
     """Something that is read from its beginning to its end."""
 
@@ -108,8 +89,8 @@ class Readable(Protocol):
 class RequestedAssociation:
     """An association with a peer, open until `release` or `abort`. One object serves one thread."""
 
-    def __init__(self, peer: Peer, contexts: Sequence[Context], timeouts: Timeouts) -> None:
-        """Connects and negotiates.
+    def __init__(self, peer: Peer, contexts: Sequence[Context], timeouts: Timeouts, *, operations: int = 1) -> None:
+        """Connects and negotiates; `operations` is how many requests we ask to have open at once.
 
         Raises
         ------
@@ -119,10 +100,15 @@ class RequestedAssociation:
         self._peer = peer
         self._link = Link(_connect(peer, timeouts), timeout_s=timeouts.answer_s, longest_pdu_bytes=LONGEST_PDU_BYTES)
         self._fragments: deque[tuple[int, int, bytes]] = deque()
+        self._buffer: FragmentBuffer | None = None
         self.accepted: dict[Context, int] = {}
+        self.operations = 1
+        """How many requests the peer lets us have open at once."""
+        self.was_aborted = False
+        """Whether the peer has said A-ABORT."""
         self._max_fragment = LONGEST_FRAGMENT_BYTES
         try:
-            self._negotiate(contexts)
+            self._negotiate(contexts, operations)
         except BaseException:
             self._link.close()
             raise
@@ -132,51 +118,66 @@ class RequestedAssociation:
         """Whether another request can be made."""
         return self._link.is_open
 
-    def _negotiate(self, contexts: Sequence[Context]) -> None:
+    def _negotiate(self, contexts: Sequence[Context], operations: int) -> None:
         with self._peer_to_blame():
             self._link.shake_hands()
-            self._link.send(_associate_request(self._peer, contexts))
+            self._link.send(_associate_request(self._peer, contexts, operations))
             kind, body = self._link.receive_pdu()
             if kind == PduType.ASSOCIATE_RJ:
-                raise self._rejection(pdu(PduType.ASSOCIATE_RJ, bytes(body)))
+                raise self._rejection(bytes(body))
             if kind != PduType.ASSOCIATE_AC:
                 raise self._link.broken(
                     "aborted the association" if kind == PduType.ABORT else f"answered the association request with PDU {kind}"
                 )
             try:
-                acceptance = A_ASSOCIATE_AC()
-                acceptance.decode(pdu(PduType.ASSOCIATE_AC, bytes(body)))
-                answer = acceptance.to_primitive()
-                syntaxes = {
-                    context.context_id: str(context.transfer_syntax[0])
-                    for context in answer.presentation_context_definition_results_list
-                    if context.result == CONTEXT_ACCEPTED
-                }
-                limit = answer.maximum_length_received or LONGEST_FRAGMENT_BYTES
-            except MALFORMED_PDU as error:
-                raise self._link.broken(f"sent an acceptance that cannot be read ({type(error).__name__})") from error
-        self.accepted = {context: number for number, context in _numbered(contexts) if syntaxes.get(number) == context.transfer_syntax_uid}
-        self._max_fragment = max(2, (min(limit, LONGEST_FRAGMENT_BYTES) - PDV_HEAD_BYTES) & ~1)
+                answer = read_acceptance(bytes(body), contexts)
+            except MalformedAnswer as error:
+                raise self._link.broken(f"sent an acceptance that cannot be read: {error}") from error
+        self.accepted = answer.contexts
+        self.operations = min(operations, answer.operations or operations)
+        limit = min(answer.max_pdu_bytes or LONGEST_FRAGMENT_BYTES, LONGEST_FRAGMENT_BYTES)
+        self._max_fragment = max(2, (limit - PDV_HEAD_BYTES) & ~1)
 
-    def _rejection(self, encoded: bytes) -> AssociationRejected | AssociationRejectedTransient:
-        rejection = A_ASSOCIATE_RJ()
-        try:
-            rejection.decode(encoded)
-            why = f"{self._peer} rejects the association: {rejection.reason_str} ({rejection.source_str})"
-        except MALFORMED_PDU:
-            why = f"{self._peer} rejects the association for a reason that the standard does not know"
+    def _rejection(self, body: bytes) -> AssociationRejected | AssociationRejectedTransient:
+        result, why = read_rejection(body)
         self._link.close()
-        return AssociationRejectedTransient(why) if rejection.result == REJECTED_TRANSIENT else AssociationRejected(why)
+        kind = AssociationRejectedTransient if result == REJECTED_TRANSIENT else AssociationRejected
+        return kind(f"{self._peer} rejects the association{why}")
 
     def send_command(self, context_id: int, command: Command) -> None:
         """Sends a command set."""
         with self._peer_to_blame():
-            self._link.send_fragments(context_id, COMMAND_FRAGMENT, [encode_command(command)])
+            self._send_fragments(context_id, COMMAND_FRAGMENT, io.BytesIO(encode_command(command)))
 
     def send_data_set(self, context_id: int, stream: Readable) -> None:
         """Sends the rest of a stream as data set, fragment by fragment."""
         with self._peer_to_blame():
-            self._link.send_fragments(context_id, 0, iter(lambda: stream.read(self._max_fragment), b""))
+            self._send_fragments(context_id, 0, stream)
+
+    def _send_fragments(self, context_id: int, kind: int, stream: Readable) -> None:
+        self._link.send_fragments(context_id, kind, iter(lambda: stream.read(self._max_fragment), b""))
+
+    def send_file(self, context_id: int, command: Command, descriptor: int, offset: int) -> None:
+        """Sends a command set, and the bytes of an open file from `offset` on as its data set.
+
+        Raises
+        ------
+        FileFailed
+            When the file cannot be read. If a part of it is on its way, the association is over.
+        """
+        encoded = encode_command(command)
+        with self._peer_to_blame():
+            if len(encoded) > min(LONGEST_COMMAND_BYTES, self._max_fragment):
+                self._send_fragments(context_id, COMMAND_FRAGMENT, io.BytesIO(encoded))
+                encoded = b""
+            if self._buffer is None:
+                self._buffer = FragmentBuffer(self._max_fragment)
+            try:
+                self._buffer.send_file(self._link, context_id, encoded, descriptor, offset)
+            except FileFailed as error:
+                if error.begun:
+                    self._link.abort()
+                raise
 
     def send_message(self, context_id: int, command: Command, data_set: bytes = b"") -> None:
         """Sends a command set, and a data set of a few kB if there is one."""
@@ -192,11 +193,24 @@ class RequestedAssociation:
         PeerUnreachable
             When the peer answers anything else or nothing: what became of the request is unknown.
         """
+        return self.receive_any_response(field, (message_id,))[1]
+
+    def receive_any_response(self, field: CommandField, message_ids: Collection[int]) -> tuple[int, Command]:
+        """Answers the next response to one of several requests of ours, and to which.
+
+        What the peer had answered before it broke the connection is still answered.
+
+        Raises
+        ------
+        PeerUnreachable
+            As `receive_response` does.
+        """
         with self._peer_to_blame():
             command = self._receive().command
-            if command.get(CommandElement.COMMAND_FIELD) != field or command.get(CommandElement.MESSAGE_ID_RESPONDED_TO) != message_id:
+            message_id = number_in(command, CommandElement.MESSAGE_ID_RESPONDED_TO)
+            if command.get(CommandElement.COMMAND_FIELD) != field or message_id is None or message_id not in message_ids:
                 raise self._link.broken("sent what is no answer to our request")
-        return command
+        return message_id, command
 
     def receive_message(self, timeout_s: float) -> Message | None:
         """Answers what the peer says next, be it a response to us or a request of its own; None when it begins nothing in that time.
@@ -223,7 +237,7 @@ class RequestedAssociation:
                 raise self._link.broken("sent parts of a message that do not belong together")
             part = command if decoded is None else data_set
             part += fragment
-            if len(command) > LONGEST_COMMAND_BYTES or len(data_set) > longest_data_set_bytes:
+            if len(command) > LONGEST_ANSWER_BYTES or len(data_set) > longest_data_set_bytes:
                 raise self._link.broken("sends an answer without end")
             if not flags & LAST_FRAGMENT:
                 continue
@@ -237,7 +251,8 @@ class RequestedAssociation:
         while not self._fragments:
             kind, body = self._link.receive_pdu()
             if kind != PduType.DATA:
-                raise self._link.broken("aborted the association" if kind == PduType.ABORT else f"sent PDU {kind} instead of an answer")
+                self.was_aborted = kind == PduType.ABORT
+                raise self._link.broken("aborted the association" if self.was_aborted else f"sent PDU {kind} instead of an answer")
             if not body:
                 raise self._link.broken("sends an answer without end")
             self._fragments.extend((context_id, flags, bytes(fragment)) for context_id, flags, fragment in self._link.fragments_in(body))
@@ -288,28 +303,5 @@ def _connect(peer: Peer, timeouts: Timeouts) -> socket.socket:
         raise PeerUnreachable(f"{peer} cannot be reached by TLS: {why}") from error
 
 
-def _numbered(contexts: Sequence[Context]) -> Iterable[tuple[int, Context]]:
-    return ((2 * place + 1, context) for place, context in enumerate(contexts))
-
-
-def _associate_request(peer: Peer, contexts: Sequence[Context]) -> bytes:
-    request = A_ASSOCIATE()
-    request.application_context_name = UID(APPLICATION_CONTEXT)
-    request.calling_ae_title = peer.calling_ae_title
-    request.called_ae_title = peer.ae_title
-    proposed = []
-    for number, context in _numbered(contexts):
-        one = build_context(context.sop_class_uid, context.transfer_syntax_uid)
-        one.context_id = number
-        proposed.append(one)
-    request.presentation_context_definition_list = proposed
-    length, implementation, version = (
-        MaximumLengthNotification(),
-        ImplementationClassUIDNotification(),
-        ImplementationVersionNameNotification(),
-    )
-    length.maximum_length_received = OUR_MAX_PDU_BYTES
-    implementation.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-    request.user_information = [length, implementation, version]
-    return bytes(A_ASSOCIATE_RQ(request).encode())
+def _associate_request(peer: Peer, contexts: Sequence[Context], operations: int = 1) -> bytes:
+    return associate_request((peer.ae_title, peer.calling_ae_title), contexts, operations)

@@ -9,18 +9,16 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
-import numpy as np
-from pydicom import dcmread
-from pydicom.uid import UID
-from pynetdicom.dsutils import encode
-
-from node.delivery.older_report import leave_out_space, value_types
 from node.delivery.upper_layer import Context
 from node.domain.delivery import archived_as
 from node.errors import StoreRefused
-from node.network.rle import RLE_LOSSLESS, encapsulated, run_length_encoded
+from node.network import RLE_LOSSLESS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 EXPLICIT: Final = "1.2.840.10008.1.2.1"
 IMPLICIT: Final = "1.2.840.10008.1.2"
@@ -72,6 +70,12 @@ def older_report(path: Path, sop_class_uid: str, transfer_syntax_uid: str) -> by
     StoreRefused
         When the report cannot be read, or holds what the class cannot.
     """
+    from pydicom import dcmread
+    from pydicom.uid import UID
+    from pynetdicom.dsutils import encode
+
+    from node.delivery.older_report import leave_out_space, value_types
+
     syntax = UID(transfer_syntax_uid)
     try:
         report = dcmread(path)
@@ -127,6 +131,8 @@ def run_length_label_map(stream: BinaryIO) -> Pieces:
     StoreRefused
         When it is no label map with a byte a pixel.
     """
+    from pydicom import dcmread
+
     begin = stream.tell()
     stream.seek(0)
     try:
@@ -145,13 +151,22 @@ def run_length_label_map(stream: BinaryIO) -> Pieces:
 
 
 def _run_length(stream: BinaryIO, head_bytes: int, shape: tuple[int, int, int]) -> Iterator[bytes]:
+    import numpy as np
+
+    from node.network.rle import encapsulated, run_length_encoded
+
     yield stream.read(head_bytes)
     stream.read(len(_PIXEL_DATA) + 4)
     frames, rows, columns = shape
     size = rows * columns
-    yield from encapsulated(
-        [run_length_encoded(np.frombuffer(stream.read(size), dtype=np.uint8).reshape(rows, columns)) for _ in range(frames)]
-    )
+
+    def frame() -> "NDArray[np.uint8]":
+        pixels = stream.read(size)
+        if len(pixels) < size:
+            raise StoreRefused("the label map became shorter while it was sent")
+        return np.frombuffer(pixels, dtype=np.uint8).reshape(rows, columns)
+
+    yield from encapsulated([run_length_encoded(frame()) for _ in range(frames)])
     stream.read(frames * size % 2)
     while piece := stream.read(_PIECE_BYTES):
         yield piece

@@ -151,7 +151,28 @@ def load_weights(network: torch.nn.Module, path: Path, weights: WeightsFile, key
     try:
         network.load_state_dict(renamed, strict=True)
     except RuntimeError as error:
-        raise BundleInvalid(f"{weights.file} does not fit network_def: {error}") from error
+        raise BundleInvalid(
+            f"{weights.file} does not fit the network of {path.parents[1].name}: {_misfit(network, renamed) or error} → these weights "
+            "belong to another network: name the right file (radnode model install --weights), or have network_def corrected by its author"
+        ) from error
+
+
+def _misfit(network: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> str:
+    """Answers what does not fit, in a few words; '' where it is not the names and sizes."""
+    wanted = network.state_dict()
+    absent, unknown = [key for key in wanted if key not in state], [key for key in state if key not in wanted]
+    other = [key for key in wanted if key in state and wanted[key].shape != state[key].shape]
+    sizes = [f"{key} ({_size(state[key])} in the file, {_size(wanted[key])} in the network)" for key in other]
+    parts = (("absent", absent), ("unknown to it", unknown), ("of another size", sizes))
+    return "; ".join(
+        f"{len(of)} {'tensor is' if len(of) == 1 else 'tensors are'} {what}: {', '.join(of[:2])}{' …' if len(of) > 2 else ''}"
+        for what, of in parts
+        if of
+    )
+
+
+def _size(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "1"
 
 
 def _renamed(key: str, key_map: Mapping[str, str]) -> str:

@@ -12,15 +12,15 @@ from node.codes import UCUM_NO_UNITS
 from node.domain.volume import SPACING_UNKNOWN, Plane, QualityNote, SourceGrid, Volume, VolumeGeometry
 from node.errors import NotAVolume
 from node.inference.elements import decimals, text
-from node.inference.pixels import Rescale, modality_transform, read_frames
-from node.inference.series_reader import Instance, Instances, read_instance, select_instances
+from node.inference.pixels import Rescale, modality_transform
+from node.inference.series_reader import ON_DISK, ImageFiles, Instance, Instances, select_instances
 
 _UPRIGHT: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 _SPACINGS: Final = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
 """Of the patient, of the detector, of a scanned film: the first that is there."""
 
 
-def read_images(files: Sequence[Path]) -> tuple[Volume, ...]:
+def read_images(files: Sequence[Path], images: ImageFiles = ON_DISK) -> tuple[Volume, ...]:
     """Answers each image of some files as a volume of one slice: float32, bright where a reader sees it bright.
 
     Values are after the modality LUT; those of MONOCHROME1 are turned over within their range, as a viewer shows them. A projection
@@ -34,8 +34,8 @@ def read_images(files: Sequence[Path]) -> tuple[Volume, ...]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom and the decoders warn of what real devices write: data, not code
-        selection = select_instances([read_instance(path, number) for number, path in enumerate(sorted(files), start=1)])
-        return tuple(_image(instance, selection) for instance in sorted(selection.instances, key=_place))
+        selection = select_instances([images.instance(path, number) for number, path in enumerate(sorted(files), start=1)])
+        return tuple(_image(instance, selection, images) for instance in sorted(selection.instances, key=_place))
 
 
 def _place(instance: Instance) -> tuple[str, float, str]:
@@ -43,13 +43,13 @@ def _place(instance: Instance) -> tuple[str, float, str]:
     return (text(instance.header, "SeriesInstanceUID"), number[0] if number else np.inf, instance.sop_instance_uid)
 
 
-def _image(instance: Instance, selection: Instances) -> Volume:
+def _image(instance: Instance, selection: Instances, images: ImageFiles) -> Volume:
     pixels = instance.pixels
     if pixels.frames > 1:
         raise NotAVolume(f"There are {pixels.frames} frames in {pixels.name}: the model reads single images.")
     voxels = np.empty((1, pixels.rows, pixels.columns), np.float32)
     transform = modality_transform(instance.header, pixels.name) or Rescale(1.0, 0.0)
-    (stored,) = read_frames(pixels, [0])
+    (stored,) = images.frames(pixels, [0])
     transform.apply(stored, voxels[0])
     if pixels.photometric_interpretation == "MONOCHROME1":
         np.subtract(voxels.max() + voxels.min(), voxels, out=voxels)

@@ -1,8 +1,7 @@
 """Models that nnU-Net v2 trained, as parts of a bundle: its preprocessing by plans.json, its network, the folds as one network.
 
 Written after the behaviour of nnU-Net 2.8 and compared with it (`tests/inference/test_nnunet.py` says how). Differences that remain:
-scores are summed up in single precision (nnU-Net: half) and brought back to the images by one linear interpolation (nnU-Net: the
-nearest between thick slices), and images are not mirrored at test time.
+scores are summed up in single precision (nnU-Net: half), and images are not mirrored at test time.
 """
 
 import importlib
@@ -20,11 +19,18 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from node.errors import BundleInvalid
-from node.inference.nnunet_plans import ARCHITECTURES, LAYER_KEYS, architecture_of, configuration_of, heads_of
+from node.inference.nnunet_plans import (
+    ARCHITECTURES,
+    LAYER_KEYS,
+    architecture_of,
+    configuration_of,
+    heads_of,
+    is_anisotropic,
+    nearest_axis_back,
+    thick_axis,
+)
+from node.inference.preprocess import NEAREST_ALONG, NearestAlong
 from node.inference.windows import Windows
-
-ANISOTROPY: Final = 3.0
-"""Slices thicker than this many times the pixels are resampled slice by slice, and by the nearest slice across."""
 
 EPSILON: Final = 1e-8
 STEP: Final = 0.5
@@ -69,9 +75,13 @@ class PreprocessByPlansd(MapTransform):
         wanted = wanted if len(wanted) == 3 else [float(spacing[0]), *wanted]
         size = np.array(values.shape[1:])
         new_size = np.array([round(old / new * extent) for old, new, extent in zip(spacing, wanted, size, strict=True)])
-        values = resampled(values, new_size, spacing, wanted)
+        values = resampled(values, new_size, spacing.tolist(), wanted)
         affine = affine @ _scaled(size / new_size)
-        return MetaTensor(torch.from_numpy(values), affine=torch.from_numpy(affine), meta={"modality": image.meta.get("modality", "")})
+        meta: dict[str, Any] = {"modality": image.meta.get("modality", "")}
+        axis = nearest_axis_back(self.configuration, wanted, spacing.tolist())
+        if axis is not None and not np.array_equal(size, new_size):
+            meta[NEAREST_ALONG] = NearestAlong(axis, float(new_size[axis] / size[axis]))
+        return MetaTensor(torch.from_numpy(values), affine=torch.from_numpy(affine), meta=meta)
 
     def _normalised(self, image: Image, mask: NDArray[np.bool_], channel: int) -> Image:
         scheme = self.configuration["normalization_schemes"][channel]
@@ -120,11 +130,11 @@ def _scaled(factors: NDArray[np.float64]) -> NDArray[np.float64]:
     return matrix
 
 
-def resampled(values: Image, size: NDArray[np.int64], spacing: Sequence[float] | NDArray[np.float64], wanted: Sequence[float]) -> Image:
+def resampled(values: Image, size: NDArray[np.int64], spacing: Sequence[float], wanted: Sequence[float]) -> Image:
     """Answers (channels, …) on a grid of `size` voxels: cubic; where slices are thick, cubic within them and nearest across."""
     if tuple(values.shape[1:]) == tuple(size):
         return values
-    axis = thick_axis(spacing if _is_anisotropic(spacing) else wanted)
+    axis = thick_axis(spacing if is_anisotropic(spacing) else wanted)
     if axis is None:
         return np.stack([_resized(image, tuple(size)) for image in values]).astype(np.float32)
     flat = tuple(extent for place, extent in enumerate(size) if place != axis)
@@ -137,16 +147,6 @@ def resampled(values: Image, size: NDArray[np.int64], spacing: Sequence[float] |
         nearest = np.clip(nearest, 0, image.shape[axis] - 1)
         channels.append(np.moveaxis(np.stack([slices[place] for place in nearest]), 0, axis))
     return np.stack(channels).astype(np.float32)
-
-
-def thick_axis(spacing: Sequence[float] | NDArray[np.float64]) -> int | None:
-    """Answers the one axis along which voxels are more than three times as large as along another."""
-    widest = [axis for axis, one in enumerate(spacing) if max(spacing) / one == 1]
-    return widest[0] if _is_anisotropic(spacing) and len(widest) == 1 else None
-
-
-def _is_anisotropic(spacing: Sequence[float] | NDArray[np.float64]) -> bool:
-    return bool(max(spacing) / min(spacing) > ANISOTROPY)
 
 
 def _resized(image: Image, size: tuple[int, ...]) -> NDArray[np.float64]:

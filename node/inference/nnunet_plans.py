@@ -1,6 +1,6 @@
 """plans.json and dataset.json of nnU-Net v2, as far as they say how a trained network infers. Plain values: neither torch nor nnU-Net."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from node.errors import BundleInvalid
@@ -15,6 +15,17 @@ LAYER_KEYS: Final = ("conv_op", "norm_op", "dropout_op", "nonlin")
 """Arguments of a network that are layers."""
 
 SCHEMES: Final = ("CTNormalization", "ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
+
+SPLINES: Final = "resample_data_or_seg_to_shape"
+BY_TORCH: Final = "resample_torch_fornnunet"
+
+_KNOWN_WAYS_BACK: Final[Mapping[str, tuple[object, ...]]] = {
+    "is_seg": (False,), "order": (1,), "order_z": (0, 1), "mode": ("linear",), "aniso_axis_mode": ("nearest-exact",),
+}  # fmt: skip
+"""Arguments of theirs that change the scores, and the values that are done equally."""
+
+ANISOTROPY: Final = 3.0
+"""Slices thicker than this many times the pixels are resampled slice by slice, and by the nearest slice across."""
 
 _LAYERS: Final = frozenset({
     "Conv2d", "Conv3d", "InstanceNorm2d", "InstanceNorm3d", "BatchNorm2d", "BatchNorm3d", "GroupNorm", "LeakyReLU", "ReLU", "GELU", "SiLU", "ELU",
@@ -48,7 +59,49 @@ def configuration_of(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     for key in ("resampling_fn_data", "preprocessor_name"):
         if found.get(key, "") not in {"", "resample_data_or_seg_to_shape", "DefaultPreprocessor"}:
             raise BundleInvalid(f"plans.json says {key} = {found[key]}, which radnode cannot do")
+    _refuse_odd_way_back(found)
     return found
+
+
+def _refuse_odd_way_back(settings: Mapping[str, Any]) -> None:
+    """Both functions of nnU-Net bring scores back linearly, and by the nearest slice where slices are thick."""
+    name = settings.get("resampling_fn_probabilities", SPLINES)
+    if name not in {SPLINES, BY_TORCH}:
+        raise BundleInvalid(f"plans.json says resampling_fn_probabilities = {name}, which radnode cannot do")
+    given = settings.get("resampling_fn_probabilities_kwargs") or {}
+    for key, known in _KNOWN_WAYS_BACK.items():
+        if key in given and given[key] not in known:
+            raise BundleInvalid(f"plans.json brings probabilities back with {key} = {given[key]}, which radnode cannot do")
+
+
+def nearest_axis_back(settings: Mapping[str, Any], spacing: Sequence[float], original: Sequence[float]) -> int | None:
+    """Answers the axis along which scores on a grid of `spacing` come back to the `original` one by the nearest slice.
+
+    None where they come back linearly along all.
+    """
+    given = settings.get("resampling_fn_probabilities_kwargs") or {}
+    forced = given.get("force_separate_z")
+    if forced is False or given.get("order_z", 0) != 0:
+        return None
+    if forced or is_anisotropic(spacing):
+        return _widest_axis(spacing)
+    return _widest_axis(original) if is_anisotropic(original) else None
+
+
+def thick_axis(spacing: Sequence[float]) -> int | None:
+    """Answers the one axis along which voxels are more than three times as large as along another."""
+    return _widest_axis(spacing) if is_anisotropic(spacing) else None
+
+
+def is_anisotropic(spacing: Sequence[float]) -> bool:
+    """Answers whether slices are thick."""
+    return bool(max(spacing) / min(spacing) > ANISOTROPY)
+
+
+def _widest_axis(spacing: Sequence[float]) -> int | None:
+    """None where two are equally wide."""
+    widest = [axis for axis, one in enumerate(spacing) if max(spacing) / one == 1]
+    return widest[0] if len(widest) == 1 else None
 
 
 def heads_of(dataset: Mapping[str, Any]) -> int:

@@ -71,6 +71,16 @@ class StoredPixels:
         return np.dtype(f"{order}{'i' if self.is_signed else 'u'}{self.bits_allocated // 8}")
 
     @property
+    def is_compressed(self) -> bool:
+        """Whether values must be decoded: where they need not, to read them is the same as to have them."""
+        return bool(self.transfer_syntax_uid.is_encapsulated or self.transfer_syntax_uid == DeflatedExplicitVRLittleEndian)
+
+    @property
+    def decodes_whole(self) -> bool:
+        """Whether a frame cannot be had without decoding all of them."""
+        return self.transfer_syntax_uid == DeflatedExplicitVRLittleEndian or _is_jpeg_12bit(self)
+
+    @property
     def frame_bytes(self) -> int:
         """Length of one native frame."""
         return self.rows * self.columns * self.bits_allocated // 8

@@ -22,6 +22,9 @@ from node.inference.resample import Resampling, interpolate, parallel_axes, taps
 
 RAS_FROM_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 
+NEAREST_ALONG: Final = "radnode_nearest_along"
+"""Under this name a transform says in `meta` that scores come back by the nearest voxel along one axis: a `NearestAlong`."""
+
 _PADDINGS: Final = ("border", "zeros")
 
 
@@ -34,6 +37,15 @@ class Resampled:
     padding: str
 
 
+@dataclass(frozen=True, slots=True)
+class NearestAlong:
+    """An axis of the network's grid along which scores are not mixed on their way back; one of the source runs along it."""
+
+    axis: int
+    scale: float
+    """Voxels of the network's grid for one of the image, whose outer faces lie on its own."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """What a network sees."""
@@ -44,6 +56,8 @@ class Prepared:
     """LPS millimetres of (i, j, k, 1)."""
     resampled: Resampled | None = None
     """None where there was no interpolation, or one that we did not do."""
+    nearest_along: NearestAlong | None = None
+    """None: linear along every axis."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,7 +105,7 @@ def prepare(images: Sequence[Volume], preprocessing: Callable[[dict[str, Any]], 
         state = _by_monai(state, preprocessing)
     state = state.settled()
     image = state.values.float()
-    return Prepared(image, RAS_FROM_LPS @ state.affine, state.resampled)
+    return Prepared(image, RAS_FROM_LPS @ state.affine, state.resampled, state.meta.get(NEAREST_ALONG))
 
 
 def as_meta_tensor(images: Sequence[Volume]) -> MetaTensor:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from node.domain.volume import SourceGrid
 from node.inference.parallel import map_on_all_cores
-from node.inference.preprocess import Prepared
+from node.inference.preprocess import NearestAlong, Prepared
 from node.inference.resample import Taps, parallel_axes, taps_of
 from node.inference.windows import Block, Ranges, blocks_of
 
@@ -40,7 +40,9 @@ class Line:
     padding: str = "border"
     """What lies beyond the ends: the end voxels, or zeros. Zeros lie beyond the network's grid where it was cropped."""
     exact_nearest: NDArray[np.intp] | None = None
-    """The nearest voxels where it is known how MONAI rounds halves on its way back."""
+    """The nearest voxels where it is known how halves are rounded on the way back."""
+    is_mixed: bool = True
+    """Whether scores are interpolated along this axis; else each pixel takes those of `exact_nearest`."""
 
     @property
     def nearest(self) -> NDArray[np.intp]:
@@ -64,6 +66,9 @@ class Line:
 
     def taps(self, part: slice, whole: tuple[int, int]) -> Taps:
         """Answers how some pixels are mixed out of the voxels `whole` of a block."""
+        if not self.is_mixed and self.exact_nearest is not None:
+            taken = np.clip(self.exact_nearest[part], whole[0], whole[1] - 1) - whole[0]
+            return Taps(taken, taken, np.ones(len(taken)), np.zeros(len(taken)))
         low, high = max(0, self.ends[0]), min(self.size - 1, self.ends[1])
         taps = taps_of(self.place[part] - low, high - low + 1, "zeros")
         first, second = (np.clip(index + low, whole[0], whole[1] - 1) - whole[0] for index in (taps.first, taps.second))
@@ -110,6 +115,7 @@ class WayBack:
         self.source = source
         self._size = tuple(prepared.image.shape[1:])
         self._sampled = _Sampled(prepared)
+        self._nearest_along = prepared.nearest_along
         inverse = np.linalg.inv(prepared.patient_from_index)[:3]
         self._index_from_pixel = np.stack([inverse @ source.patient_from_pixel(plane) for plane in range(len(source.planes))])
         self._corner_from_index = prepared.patient_from_index
@@ -162,10 +168,14 @@ class WayBack:
                 for axis, step, extent in zip((rows, columns), (0, 1), extents, strict=True)
             ]
             depth = offsets[first : first + (together.step), planes]
-            lines = (
-                self._sampled.line(_snapped(place), axis, self._size[axis]) for place, axis in zip((depth, *along), self._axes, strict=True)
-            )
+            lines = (self._line(_snapped(place), axis) for place, axis in zip((depth, *along), self._axes, strict=True))
             yield _Group(first, tuple(lines))  # type: ignore[arg-type]
+
+    def _line(self, coordinate: NDArray[np.float64], axis: int) -> Line:
+        line = self._sampled.line(coordinate, axis, self._size[axis])
+        if self._nearest_along is None or self._nearest_along.axis != axis:
+            return line
+        return replace(line, exact_nearest=_nearest_of(coordinate, self._nearest_along, line.size), is_mixed=False)
 
     def _indices(self, plane: int, rows: slice, columns: slice) -> list[NDArray[np.float64]]:
         matrix = self._index_from_pixel[plane]
@@ -336,6 +346,13 @@ def _axes_of(index_from_pixel: NDArray[np.float64], source: SourceGrid) -> Axes 
     if rows == columns or np.delete(row, rows).max() > _LEAN or np.delete(column, columns).max() > _LEAN:
         return None
     return 3 - rows - columns, rows, columns
+
+
+def _nearest_of(coordinate: NDArray[np.float64], along: NearestAlong, size: int) -> NDArray[np.intp]:
+    """Answers the nearest voxels, halves up. A pixel of the image itself lies where its index says, to the last digit."""
+    place = along.scale * (np.rint((coordinate + 0.5) / along.scale - 0.5) + 0.5) - 0.5
+    place = np.where(np.abs(place - coordinate) < _SNAP, place, coordinate)
+    return np.clip(np.floor(place + 0.5), 0, size - 1).astype(np.intp)
 
 
 def _snapped(coordinate: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from pydicom.tag import Tag
 
 from node.codes import UCUM_HOUNSFIELD, UCUM_NO_UNITS, Code
 from node.domain.geometry import ImagePlane, order_planes, plan_volume
+from node.domain.instance import InstanceHeader
 from node.domain.volume import QualityNote, Volume
 from node.errors import BrokenPixelData, MissingGeometry, NotAVolume
 from node.inference.elements import decimals, integer, item, text, texts
@@ -135,24 +136,48 @@ class Instances:
     notes: list[QualityNote] = field(default_factory=list)
 
 
-def read_series(files: Sequence[Path]) -> Volume:
+class ImageFiles:
+    """How the files of a job are read: header by header, image by image. What has some of it ready (`Prepared`) answers the same."""
+
+    def header(self, path: Path) -> InstanceHeader | None:  # noqa: ARG002 - nothing is known of any
+        """Answers what is known of a file for the rules that choose series, None where it must be read."""
+        return None
+
+    def instance(self, path: Path, number: int) -> Instance:
+        """Answers as `read_instance`."""
+        return read_instance(path, number)
+
+    def frames(self, pixels: StoredPixels, indices: Sequence[int]) -> Iterator[NDArray[Any]]:
+        """Yields as `read_frames`."""
+        return read_frames(pixels, indices)
+
+    def series(self, files: Sequence[Path]) -> Volume:
+        """Answers as `read_series`."""
+        return read_series(files, self)
+
+
+ON_DISK: Final = ImageFiles()
+"""Nothing is ready: everything is read when it is asked for."""
+
+
+def read_series(files: Sequence[Path], images: ImageFiles = ON_DISK) -> Volume:
     """Answers the volume of a series: float32, (slices, rows, columns), after the modality LUT; CT in HU.
 
     The order of `files` does not matter. Raises InputError in one of its kinds (see node.errors) with the reason in words.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom and the decoders warn of what real scanners write: data, not code
-        selection = select_instances([read_instance(path, number) for number, path in enumerate(sorted(files), start=1)])
+        selection = select_instances([images.instance(path, number) for number, path in enumerate(sorted(files), start=1)])
         instances = selection.instances
         modality = _one_value(instances, "Modality", "modalities") or "OT"
         _one_value(instances, "SeriesInstanceUID", "series")
-        images = [image for instance in instances for image in _images(instance)]
-        source, order = order_planes([image.plane for image in images])
-        ordered = [images[index] for index in order]
+        found = [image for instance in instances for image in _images(instance)]
+        source, order = order_planes([image.plane for image in found])
+        ordered = [found[index] for index in order]
         plan = plan_volume(source, [image.plane.name for image in ordered])
         units, unit_notes = _units(modality, ordered)
         voxels = np.empty(source.shape, np.float32)
-        _fill(voxels, ordered)
+        _fill(voxels, ordered, images)
     if not plan.is_identity:
         outside = AIR_HU if units == UCUM_HOUNSFIELD else float(voxels.min())
         voxels = sample_stack(voxels, source, plan.geometry, outside)
@@ -173,9 +198,13 @@ def read_instance(path: Path, number: int) -> Instance:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # the disk; what pydicom raises over a broken file has no number
             raise BrokenPixelData(f"File {number} of the series cannot be parsed as DICOM ({type(error).__name__}).") from error
-        instance_number = integer(header, "InstanceNumber")
-        name = f"file {number}" if instance_number is None else f"image {instance_number}"
-        return Instance(header, locate_pixels(header, file, path, name))
+        return Instance(header, locate_pixels(header, file, path, name_of(header, number)))
+
+
+def name_of(header: Dataset, number: int) -> str:
+    """Answers how messages call an instance, which is the file `number` of those that are read."""
+    instance_number = integer(header, "InstanceNumber")
+    return f"file {number}" if instance_number is None else f"image {instance_number}"
 
 
 def _refuse_bomb(file: BinaryIO, number: int) -> None:
@@ -300,7 +329,7 @@ def _units(modality: str, images: Sequence[_Image]) -> tuple[Code, tuple[Quality
     return UCUM_HOUNSFIELD, ()
 
 
-def _fill(voxels: NDArray[np.float32], images: Sequence[_Image]) -> None:
+def _fill(voxels: NDArray[np.float32], images: Sequence[_Image], files: ImageFiles) -> None:
     """Decodes every image into its slice of `voxels`, file by file."""
     by_file: dict[Path, list[tuple[int, int]]] = {}
     for index, image in enumerate(images):
@@ -308,6 +337,6 @@ def _fill(voxels: NDArray[np.float32], images: Sequence[_Image]) -> None:
     for places in by_file.values():
         places.sort()
         pixels = images[places[0][1]].pixels
-        frames = read_frames(pixels, [frame for frame, _ in places])
+        frames = files.frames(pixels, [frame for frame, _ in places])
         for (_, index), stored in zip(places, frames, strict=True):
             (images[index].transform or Rescale(1.0, 0.0)).apply(stored, voxels[index])

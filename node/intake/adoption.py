@@ -15,8 +15,9 @@ from typing import Final
 from pydicom.filereader import read_file_meta_info
 
 from node.errors import CannotUnderstand, IntakeError
-from node.intake.reception import StoreRequest, read_uids
+from node.intake.incoming import SealedFile
 from node.intake.spool import Spool
+from node.intake.uids import InstanceUids, StoreRequest, read_uids
 from node.journal import ReceivedInstance, ReceivedJournal
 from node.journal.retention import RetentionJournal
 from node.network.malformed import MALFORMED_DATA_SET
@@ -36,6 +37,7 @@ _PIECE: Final = 1 << 20
 class _KeptBytes:
     path: Path
     head_bytes: int
+    beginning: bytes = b""
 
 
 @dataclass
@@ -136,6 +138,28 @@ def read_kept(path: Path, sha256: str) -> ReceivedInstance:
             size_bytes += len(piece)
     if found.hexdigest() != sha256:
         raise CannotUnderstand("not the bytes that were kept")
+    uids, request = _read_identity(path, head_bytes)
+    return ReceivedInstance(
+        sop_instance_uid=uids.sop_instance,
+        series_instance_uid=uids.series,
+        study_instance_uid=uids.study,
+        sop_class_uid=uids.sop_class,
+        transfer_syntax_uid=request.transfer_syntax_uid,
+        sha256=sha256,
+        size_bytes=size_bytes,
+        calling_ae_title=request.calling_ae_title,
+    )
+
+
+def read_sealed(file: SealedFile) -> tuple[InstanceUids, StoreRequest]:
+    """Answers what a sealed file of an earlier life came as.
+
+    Raises CannotUnderstand when it is no instance.
+    """
+    return _read_identity(file.path, file.seal.head_bytes)
+
+
+def _read_identity(path: Path, head_bytes: int) -> tuple[InstanceUids, StoreRequest]:
     try:
         meta = read_file_meta_info(path)
         request = StoreRequest(
@@ -147,14 +171,4 @@ def read_kept(path: Path, sha256: str) -> ReceivedInstance:
         )
     except MALFORMED_DATA_SET as error:
         raise CannotUnderstand(f"no file meta information ({type(error).__name__})") from error
-    uids = read_uids(_KeptBytes(path, head_bytes), request)
-    return ReceivedInstance(
-        sop_instance_uid=uids.sop_instance,
-        series_instance_uid=uids.series,
-        study_instance_uid=uids.study,
-        sop_class_uid=uids.sop_class,
-        transfer_syntax_uid=request.transfer_syntax_uid,
-        sha256=sha256,
-        size_bytes=size_bytes,
-        calling_ae_title=request.calling_ae_title,
-    )
+    return read_uids(_KeptBytes(path, head_bytes), request), request

@@ -20,6 +20,7 @@ from node.intake.conversation import Conversation, Services
 from node.intake.handlers import Accept, OnReport
 from node.intake.reception import Intake
 from node.intake.spool import Spool
+from node.intake.stow.server import start_stow
 from node.journal import ReceivedJournal, open_database
 from node.network import hang_up
 from node.network.link import Link, LinkBroken
@@ -94,7 +95,7 @@ class StorageScp:
         CannotListen
             When the address cannot be had.
         """
-        supported_contexts()  # takes a moment, which the first sender need not wait for
+        supported_contexts(reports=self._services.on_report is not None)  # takes a moment, which the first sender need not wait for
         host, port = self._options.host, self._options.port
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -233,25 +234,34 @@ def resolve(host: str) -> frozenset[str]:
 
 def run_listener(config: Config, stop: threading.Event) -> None:
     """Receives instances into the spool and the journal until `stop`; the port it got stands in `run/listener.port`."""
-    _claim_descriptors(config.listener.max_associations)
+    _claim_descriptors(config.listener.max_associations + (config.stow.max_connections if config.stow.port is not None else 0))
     state_dir = config.node.state_dir
     durability = Durability(config.listener.durability)
     limit_bytes = int(config.listener.refuse_below_free_gib * (1 << 30))
-    spool = Spool(state_dir / "spool", refuse_below_free_bytes=limit_bytes, durability=durability)
-    swept = spool.prepare()
+    spool = Spool(
+        state_dir / "spool",
+        refuse_below_free_bytes=limit_bytes,
+        durability=durability,
+        preallocated_bytes=config.listener.preallocated_mib << 20,
+    )
+    spool.prepare()
     connection = open_database(state_dir)
     ReceivedJournal(connection).clear_associations()
     connection.close()
     intake = Intake(state_dir, spool, durability)
+    recovered = intake.start()
     scp = StorageScp(options_from(config), spool, intake.accept, intake.end_association, intake.record_report)
     port = scp.start()
+    stow = start_stow(config, spool, intake.accept, intake.end_association, resolve)
     write_durably(state_dir / "run" / "listener.port", f"{port}\n".encode())
-    log.info("listener.ready", ae_title=config.node.ae_title, host=config.listener.host, port=port, swept=swept)
+    log.info("listener.ready", ae_title=config.node.ae_title, host=config.listener.host, port=port, recovered=recovered)
     while not stop.wait(TICK_S):
-        intake.end_what_is_left()
         with contextlib.suppress(OSError):  # the disk does not answer: the next instance finds out
             spool.watermark.look()
+    if stow is not None:
+        stow.stop()
     scp.stop()
+    intake.stop()
     log.info("listener.stopped")
 
 

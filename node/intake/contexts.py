@@ -29,7 +29,7 @@ offers several in one context; the retired JPEG processes cannot be decoded, but
 
 
 @cache
-def supported_contexts(*, reports: bool = False) -> tuple[PresentationContext, ...]:
+def supported_contexts(*, reports: bool) -> tuple[PresentationContext, ...]:
     """Answers what this node accepts: verification, every storage SOP class in every transfer syntax, `reports` on commitments.
 
     Of Storage Commitment we are the SCU: a requestor may be its SCP, and not its SCU (PS3.4 J.2, PS3.7 D.3.3.4).

@@ -10,9 +10,10 @@ import structlog
 
 from node.intake.admission import Caller, Refusal
 from node.intake.handlers import Accept, OnReport, on_c_echo, on_c_store, on_n_event_report
+from node.intake.incoming import FileIdentity, IncomingFile
 from node.intake.negotiation import MalformedRequest, accept_request, read_request, rejection_pdu
-from node.intake.reception import StoreRequest
-from node.intake.spool import FileIdentity, IncomingFile, Spool
+from node.intake.spool import Spool
+from node.intake.uids import StoreRequest
 from node.network import (
     COMMAND_FRAGMENT,
     LAST_FRAGMENT,
@@ -96,6 +97,8 @@ class Conversation:
         self._transfer_syntaxes: dict[int, str] = {}
         self._command = bytearray()
         self._message: Message | None = None
+        self._last_size_bytes: int | None = None
+        """Of an instance: the next one is likely to be as long."""
 
     @property
     def is_open(self) -> bool:
@@ -116,7 +119,7 @@ class Conversation:
             self.link.limit_waits(self.services.network_timeout_s)
             self.link.deadline_s = None
             self.link.longest_pdu_bytes = longest_pdu_bytes
-            while self._serve_pdu():
+            while self._serve():
                 if self.stopping:
                     self.link.abort()
                     return
@@ -142,6 +145,21 @@ class Conversation:
             return False
         self._transfer_syntaxes = acceptance.transfer_syntaxes
         self.link.send(acceptance.encoded)
+        return True
+
+    def _serve(self) -> bool:
+        """Takes what comes next; answers whether there may be more."""
+        message = self._message
+        if message is None or message.incoming is None:
+            return self._serve_pdu()
+        until_s = message.begun_s + self.services.network_timeout_s + message.size_bytes / SLOWEST_BYTES_PER_S
+        received = self.link.receive_data(message.context_id, until_s + 1.0)  # at least a second for the next piece
+        if received is None:
+            return self._serve_pdu()
+        pieces, is_last = received
+        self._take_data(message, *pieces)
+        if is_last:
+            self._answer()
         return True
 
     def _serve_pdu(self) -> bool:
@@ -174,16 +192,17 @@ class Conversation:
         if flags & LAST_FRAGMENT:
             self._answer()
 
-    def _take_data(self, message: Message, fragment: memoryview) -> None:
-        message.size_bytes += len(fragment)
+    def _take_data(self, message: Message, *pieces: memoryview) -> None:
+        message.size_bytes += sum(map(len, pieces))
         if time.monotonic() - message.begun_s > self.services.network_timeout_s + message.size_bytes / SLOWEST_BYTES_PER_S:
             raise self.link.broken("sends a data set too slowly")
         if message.incoming is not None:
-            message.incoming.write(fragment)
+            message.incoming.write(*pieces)
         elif message.report is not None:
             if message.size_bytes > LONGEST_REPORT_BYTES:
                 raise self.link.broken("sends a report without end")
-            message.report += fragment
+            for piece in pieces:
+                message.report += piece
 
     def _begin(self, context_id: int) -> None:
         if context_id not in self._transfer_syntaxes:
@@ -195,7 +214,7 @@ class Conversation:
         elif self._message.field == CommandField.C_STORE_RQ:
             request = self._store_request(self._message)
             identity = FileIdentity(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax_uid, request.calling_ae_title)
-            self._message.incoming = self.services.spool.open_incoming(identity)
+            self._message.incoming = self.services.spool.open_incoming(identity, self._last_size_bytes)
         elif self._message.field == CommandField.N_EVENT_REPORT_RQ and self.services.on_report is not None:
             self._message.report = bytearray()
 
@@ -206,7 +225,9 @@ class Conversation:
         if message.field == CommandField.C_STORE_RQ:
             status: int = on_c_store(self._store_request(message), message.incoming, self.services.accept)
             self.instances += 1
-            self.size_bytes += message.incoming.size_bytes if message.incoming is not None else 0
+            if message.incoming is not None:
+                self.size_bytes += message.incoming.size_bytes
+                self._last_size_bytes = message.incoming.size_bytes
         elif message.field == CommandField.C_ECHO_RQ:
             status = on_c_echo()
         elif message.field == CommandField.N_EVENT_REPORT_RQ:

@@ -8,15 +8,14 @@ import structlog
 from node.codes import StoreStatus
 from node.domain.commitment import CommitmentReport
 from node.errors import CannotUnderstand, IntakeError
-from node.intake.reception import StoreRequest
-from node.intake.spool import IncomingFile
+from node.intake.incoming import IncomingFile
+from node.intake.uids import StoreRequest
 from node.intake.watermark import BelowWatermark
-from node.journal import Recorded
 from node.network import STORAGE_COMMITMENT, CommandElement, GeneralStatus
 from node.network.command import Command, number_in, text_in
 from node.network.commitment import MalformedReport, decode_commitment_report
 
-Accept = Callable[[IncomingFile, StoreRequest], Recorded]
+Accept = Callable[[IncomingFile, StoreRequest], None]
 """Makes an instance safe; returns when it is, raises an IntakeError when it is not taken."""
 
 OnReport = Callable[[CommitmentReport], bool]
@@ -31,7 +30,7 @@ log = structlog.get_logger("radnode")
 def on_c_store(request: StoreRequest, incoming: IncomingFile | None, accept: Accept) -> StoreStatus | GeneralStatus:
     """Answers a C-STORE request: success when `accept` has returned, and not before (promise P1)."""
     try:
-        recorded = accept(_arrived(incoming), request)
+        accept(_arrived(incoming), request)
     except BelowWatermark as error:  # said once by the watermark, not for every instance
         return error.dimse_status
     except IntakeError as error:
@@ -40,8 +39,6 @@ def on_c_store(request: StoreRequest, incoming: IncomingFile | None, accept: Acc
     except Exception:  # the boundary towards the peer: our bug must not break its association, nor pass for success
         log.exception("instance.failed", **_facts(request))
         return GeneralStatus.PROCESSING_FAILURE
-    if recorded is Recorded.CHANGED:
-        log.warning("instance.changed", **_facts(request))
     return StoreStatus.SUCCESS
 
 

@@ -103,15 +103,18 @@ def _end_of_header() -> Callable[[BaseTag, str | None, int], bool]:
     return is_end
 
 
-def read_series_headers(paths: Iterable[Path], on_skipped: Skipped | None = None) -> tuple[SeriesHeader, ...]:
+def read_series_headers(
+    paths: Iterable[Path], on_skipped: Skipped | None = None, read: Callable[[Path], InstanceHeader] = read_header
+) -> tuple[SeriesHeader, ...]:
     """Answers the headers of files, grouped into series in order of appearance; each series in order of Instance Number.
 
     What is no DICOM instance is skipped, and told to `on_skipped`. Of several files with one SOP Instance UID the first counts.
+    `read` answers as `read_header` does, for those who have some of them already.
     """
     headers = []
     for path in paths:
         try:
-            headers.append(read_header(path))
+            headers.append(read(path))
         except CannotUnderstand as error:
             if on_skipped is not None:
                 on_skipped(path, str(error))

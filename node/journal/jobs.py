@@ -135,6 +135,14 @@ class JobJournal:
             ).fetchone()
             return job_from_row(row)
 
+    def awaits(self, study_instance_uid: str) -> bool:
+        """Answers whether a job on a study waits for a worker."""
+        row = self._connection.execute(
+            "SELECT 1 FROM job WHERE study_instance_uid = ? AND state IN (?, ?) AND owner = ''",
+            (study_instance_uid, JobState.SCHEDULED, JobState.IN_PROGRESS),
+        ).fetchone()
+        return row is not None
+
     def holders(self) -> tuple[str, ...]:
         """Answers the workers that hold jobs, alive or not."""
         rows = self._connection.execute("SELECT DISTINCT owner FROM job WHERE owner != ''").fetchall()

@@ -1,11 +1,11 @@
 """What arrived: studies, series, instances, and whether they are complete."""
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from node.domain.states import SeriesState, StudyState
 from node.journal.database import record_step, transaction
-from node.journal.records import InstanceRecord, ReceivedInstance, Recorded, StudyRecord
+from node.journal.records import InstanceRecord, ReceivedInstance, Reception, Recorded, StudyRecord
 
 
 class ReceivedJournal:
@@ -15,40 +15,47 @@ class ReceivedJournal:
         self._connection = connection
 
     def record_instance(self, received: ReceivedInstance, *, association: str, now_s: float) -> Recorded:
-        """Records an instance whose bytes are durable; when this returns, so is the record (promise P1).
+        """Records an instance, as `record_instances` does."""
+        return self.record_instances([Reception(received, association, now_s)])[0]
+
+    def record_instances(self, receptions: Sequence[Reception]) -> list[Recorded]:
+        """Records instances whose bytes are durable, in one transaction; when this returns, so are the records.
 
         A new or changed instance opens its study again: late instances lead to a new decision, never to silence.
         Raises sqlite3.OperationalError when the journal stays locked or the disk is full.
         """
-        with transaction(self._connection) as connection:
-            known = connection.execute(
-                "SELECT sha256, series_instance_uid FROM instance WHERE sop_instance_uid = ?", (received.sop_instance_uid,)
-            ).fetchall()
-            if any(row["sha256"] == received.sha256 for row in known):
-                if not self._bring_back(received, association, now_s):
-                    self._touch(received, association, now_s)
-                return Recorded.IDENTICAL
-            self._open_study(received.study_instance_uid, now_s)
-            self._open_series(received, now_s)
-            connection.execute(
-                "INSERT INTO instance VALUES (:sop_instance_uid, :revision, :sha256, :series_instance_uid, :study_instance_uid,"
-                " :sop_class_uid, :transfer_syntax_uid, :size_bytes, :calling_ae_title, :received_at, NULL)",
-                {
-                    "sop_instance_uid": received.sop_instance_uid,
-                    # counted within the series: an archive that splits a study sends the same images under new series
-                    "revision": sum(row["series_instance_uid"] == received.series_instance_uid for row in known),
-                    "sha256": received.sha256,
-                    "series_instance_uid": received.series_instance_uid,
-                    "study_instance_uid": received.study_instance_uid,
-                    "sop_class_uid": received.sop_class_uid,
-                    "transfer_syntax_uid": received.transfer_syntax_uid,
-                    "size_bytes": received.size_bytes,
-                    "calling_ae_title": received.calling_ae_title,
-                    "received_at": now_s,
-                },
-            )
-            self._carry(received.study_instance_uid, association)
-            return Recorded.CHANGED if known else Recorded.NEW
+        with transaction(self._connection):
+            return [self._record(*reception) for reception in receptions]
+
+    def _record(self, received: ReceivedInstance, association: str, now_s: float) -> Recorded:
+        known = self._connection.execute(
+            "SELECT sha256, series_instance_uid FROM instance WHERE sop_instance_uid = ?", (received.sop_instance_uid,)
+        ).fetchall()
+        if any(row["sha256"] == received.sha256 for row in known):
+            if not self._bring_back(received, association, now_s):
+                self._touch(received, association, now_s)
+            return Recorded.IDENTICAL
+        self._open_study(received.study_instance_uid, now_s)
+        self._open_series(received, now_s)
+        self._connection.execute(
+            "INSERT INTO instance VALUES (:sop_instance_uid, :revision, :sha256, :series_instance_uid, :study_instance_uid,"
+            " :sop_class_uid, :transfer_syntax_uid, :size_bytes, :calling_ae_title, :received_at, NULL)",
+            {
+                "sop_instance_uid": received.sop_instance_uid,
+                # counted within the series: an archive that splits a study sends the same images under new series
+                "revision": sum(row["series_instance_uid"] == received.series_instance_uid for row in known),
+                "sha256": received.sha256,
+                "series_instance_uid": received.series_instance_uid,
+                "study_instance_uid": received.study_instance_uid,
+                "sop_class_uid": received.sop_class_uid,
+                "transfer_syntax_uid": received.transfer_syntax_uid,
+                "size_bytes": received.size_bytes,
+                "calling_ae_title": received.calling_ae_title,
+                "received_at": now_s,
+            },
+        )
+        self._carry(received.study_instance_uid, association)
+        return Recorded.CHANGED if known else Recorded.NEW
 
     def _bring_back(self, received: ReceivedInstance, association: str, now_s: float) -> bool:
         """Notes that the sender has brought back what retention had removed; answers whether the study is to be decided on again.

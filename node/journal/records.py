@@ -4,6 +4,7 @@ import sqlite3
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
+from typing import NamedTuple
 
 from node.domain.delivery import archived_as
 from node.domain.states import Confirmation, DeliveryState, JobState, Priority, SeriesState, StudyState
@@ -29,6 +30,14 @@ class ReceivedInstance:
     sha256: str
     size_bytes: int
     calling_ae_title: str
+
+
+class Reception(NamedTuple):
+    """An instance, the association that brought it, and when it was safe."""
+
+    received: ReceivedInstance
+    association: str
+    now_s: float
 
 
 @dataclass(frozen=True, slots=True)

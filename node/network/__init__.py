@@ -26,6 +26,8 @@ NATIVE_TRANSFER_SYNTAXES: Final = (
     "1.2.840.10008.1.2.2",  # Explicit VR Big Endian (retired)
 )
 """Transfer syntaxes whose pixels are not compressed, the best first."""
+RLE_LOSSLESS: Final = "1.2.840.10008.1.2.5"
+"""Run-length encoded (PS3.5 A.4.2)."""
 
 
 class Rejection(Enum):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from node.network import LAST_FRAGMENT, PduType, acknowledge_at_once, limit_waits, prepare_socket
+from node.network import COMMAND_FRAGMENT, LAST_FRAGMENT, PduType, acknowledge_at_once, limit_waits, prepare_socket
 from node.network.tls import words_of_tls
 
 PDU_HEAD_BYTES: Final = 6
@@ -17,6 +17,9 @@ SMALLEST_BUFFER_BYTES: Final = 1 << 16
 
 SLOWEST_BYTES_PER_S: Final = 1024
 """A PDU that arrives more slowly than this, when it has had the time of one silence besides, is given up."""
+
+BULK_BYTES: Final = 1 << 19
+"""The buffer of a connection over which data sets come: larger ones fall out of the cache of the CPU."""
 
 FIRST_PIECE_BYTES: Final = 1 << 20
 """What is announced is not believed: the buffer grows beyond this as the bytes arrive."""
@@ -44,6 +47,10 @@ class Link:
         """On the monotonic clock: when whatever is under way must have ended."""
         self._buffer = bytearray(SMALLEST_BUFFER_BYTES)
         self._start = self._end = 0
+        self._pdu_left = 0
+        """Of a P-DATA PDU that `receive_data` has begun: what follows the fragment under way."""
+        self._fragment_left = 0
+        self._fragment_is_last = False
         self.is_open = True
         prepare_socket(connection, timeout_s)
 
@@ -92,13 +99,15 @@ class Link:
         return True
 
     def receive_pdu(self) -> tuple[int, memoryview]:
-        """Answers kind and body of the next PDU; the body is valid until the next call.
+        """Answers kind and body of the next PDU, or what `receive_data` has left of one; the body is valid until the next call.
 
         Raises
         ------
         LinkBroken
             When the peer closes, is silent or slow for too long, or sends a PDU of a length that nobody means.
         """
+        if self._pdu_left:
+            return PduType.DATA, self._rest_of_pdu()
         if self._end == self._start:
             self._start = self._end = 0
             self._fill(1, None)
@@ -112,9 +121,76 @@ class Link:
         self._start += PDU_HEAD_BYTES + length
         return kind, body
 
+    def _rest_of_pdu(self) -> memoryview:
+        length, self._pdu_left = self._pdu_left, 0
+        self._fill(length, time.monotonic() + self._timeout_s + length / SLOWEST_BYTES_PER_S)
+        self._start += length
+        return memoryview(self._buffer)[self._start - length : self._start]
+
+    def receive_data(self, context_id: int, until_s: float) -> tuple[list[memoryview], bool] | None:
+        """Answers the next pieces of a data set, as they come, and whether it has ended; they are valid until the next call.
+
+        This is where the bytes are: a fragment need not be whole, and nothing is copied. None: what follows is no plain fragment of
+        the context, and `receive_pdu` is to take it.
+
+        Raises
+        ------
+        LinkBroken
+            When the peer closes, is silent for too long, or `until_s` on the monotonic clock has passed.
+        """
+        if len(self._buffer) < BULK_BYTES and self._end == self._start:
+            self._buffer = bytearray(BULK_BYTES)
+        pieces: list[memoryview] = []
+        while True:
+            if not self._fragment_left:
+                known = self._begin_fragment(context_id, until_s, may_wait=not pieces)
+                if not known:
+                    return (pieces, False) if pieces or known is None else None
+            elif self._end == self._start:
+                if pieces:
+                    return pieces, False
+                self._start = self._end = 0
+                self._fill(1, until_s)
+            size = min(self._fragment_left, self._end - self._start)
+            if size:
+                pieces.append(memoryview(self._buffer)[self._start : self._start + size])
+                self._start += size
+                self._fragment_left -= size
+            if not self._fragment_left and self._fragment_is_last:
+                self._fragment_is_last = False
+                return pieces, True
+
+    def _begin_fragment(self, context_id: int, until_s: float, *, may_wait: bool) -> bool | None:
+        """Takes the heads of the next fragment; answers False where it is none of a data set, None where that is not known yet."""
+        heads_bytes = PDV_HEAD_BYTES if self._pdu_left else PDU_HEAD_BYTES
+        while True:
+            if self._end - self._start < heads_bytes:
+                if not may_wait:
+                    return None
+                self._fill(heads_bytes, until_s)
+            place, pdu_left = self._start, self._pdu_left
+            if not pdu_left:
+                kind, _reserved, pdu_left = struct.unpack_from(">BBI", self._buffer, place)
+                if kind != PduType.DATA or not PDV_HEAD_BYTES <= pdu_left <= self.longest_pdu_bytes:
+                    return False
+                place += PDU_HEAD_BYTES
+                if heads_bytes == PDU_HEAD_BYTES:
+                    heads_bytes += PDV_HEAD_BYTES
+                    continue
+            length, fragment_context_id, flags = struct.unpack_from(">IBB", self._buffer, place)
+            if fragment_context_id != context_id or flags & COMMAND_FRAGMENT or not 2 <= length <= pdu_left - 4:
+                return False
+            self._start = place + PDV_HEAD_BYTES
+            self._pdu_left = pdu_left - 4 - length
+            self._fragment_left = length - 2
+            self._fragment_is_last = bool(flags & LAST_FRAGMENT)
+            return True
+
     def _fill(self, wanted: int, until_s: float | None) -> None:
         """Receives until `wanted` bytes lie in the buffer, or more if they are there already; no longer than `until_s`."""
         while self._end - self._start < wanted:
+            if not self.is_open:
+                raise LinkBroken("closed the connection")
             self._make_room(wanted)
             shortened = self._limit_wait(until_s)
             acknowledge_at_once(self._socket)
@@ -168,13 +244,39 @@ class Link:
             yield context_id, flags, body[place + PDV_HEAD_BYTES : place + 4 + length]
             place += 4 + length
 
-    def send(self, data: bytes) -> None:
-        """Sends bytes."""
+    def send(self, data: bytes | memoryview) -> None:
+        """Sends bytes; a peer that takes them more slowly than SLOWEST_BYTES_PER_S, when it has had the time of one silence, breaks it.
+
+        Raises
+        ------
+        LinkBroken
+            When not all could be sent. What the peer has said before can still be received.
+        """
         try:
-            self._socket.sendall(data)
+            sent = self._socket.send(data)
+            if sent < len(data):
+                self._send_rest(memoryview(data)[sent:])
         except OSError as error:
+            self._keep_last_words()
             self.close()
             raise LinkBroken(f"broke the connection: {words_of(error)}") from error
+
+    def _send_rest(self, rest: memoryview) -> None:
+        ends_s = time.monotonic() + self._timeout_s + len(rest) / SLOWEST_BYTES_PER_S
+        while rest:
+            if time.monotonic() > ends_s:
+                raise TimeoutError
+            rest = rest[self._socket.send(rest) :]
+
+    def _keep_last_words(self) -> None:
+        """Takes in what has arrived on a connection that breaks: an answer, or why there will be none."""
+        received = 1
+        with contextlib.suppress(OSError, ValueError):  # ValueError: there was no handshake
+            self._socket.settimeout(0)
+            while received and self._end - self._start < SMALLEST_BUFFER_BYTES:
+                self._make_room(self._end - self._start + 1)
+                received = self._socket.recv_into(memoryview(self._buffer)[self._end :])
+                self._end += received
 
     def send_fragments(self, context_id: int, kind: int, fragments: Iterable[bytes]) -> None:
         """Sends a command (`kind` COMMAND_FRAGMENT) or data set (0), a PDU for each fragment."""

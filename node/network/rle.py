@@ -11,8 +11,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-RLE_LOSSLESS: Final = "1.2.840.10008.1.2.5"
-
 _LONGEST_RUN: Final = 128
 _HEADER: Final = struct.pack("<16I", 1, 64, *[0] * 14)
 """One segment, which begins behind the header (G.5)."""

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 
-from node.app import die_with_parent
 from node.config import Config, load_config
 from node.delivery.outbox import Courier, Destination
 from node.dispatcher import run_dispatcher
@@ -31,6 +30,7 @@ from node.intake.association import run_listener
 from node.intake.contexts import supported_contexts
 from node.journal import JobEnd, JobJournal, JobRecord, OutboxJournal, open_database
 from node.journal.database import BUSY_TIMEOUT_S
+from node.locks import die_with_parent
 from node.modelstore import find_card
 from node.pipeline import context_for, run_offline
 from node.worker import Worker, run_worker
@@ -200,7 +200,7 @@ def prime(folder: Path) -> None:
     series = make_ct_series(folder / "ct", slices=6, rows=32, columns=32, spacing_mm=(12.0, 4.0, 4.0), study="primer")
     context = context_for("primer", run=0, encoded_at_s=0.0, ae_title="PRIMER", device_serial_number="1")
     run_offline(series.paths, bundle, context, folder / "out", lambda _step, _fraction: None)
-    supported_contexts()
+    supported_contexts(reports=True)
     parallel._pool(1).shutdown()
     parallel._pool.cache_clear()
     deadline = time.monotonic() + 5.0

@@ -10,8 +10,10 @@ from pydicom import dcmread
 from node.config import Config, load_config
 from node.dispatcher import Dispatcher, Rules
 from node.domain.completeness import CompletenessPolicy
-from node.intake.reception import Intake, StoreRequest
-from node.intake.spool import FileIdentity, Spool
+from node.intake.incoming import FileIdentity
+from node.intake.reception import Intake
+from node.intake.spool import Spool
+from node.intake.uids import StoreRequest
 from node.journal import JobRecord, open_database
 from node.journal.queries import list_jobs
 from node.modelstore import load_cards
@@ -37,10 +39,11 @@ def add_study(folder: Path, *several: SyntheticSeries) -> None:
     spool = Spool(state_dir / "spool")
     spool.prepare()
     intake = Intake(state_dir, spool)
+    intake.start()
     for series in several:
         for uid, path in zip(series.sop_instance_uids, series.paths, strict=True):
             receive(intake, spool, uid, path)
-    intake.close_connection()
+    intake.stop()
     connection = open_database(state_dir)
     config = load_config(folder / "node.toml")
     rules = Rules(tuple(r.as_route() for r in config.routes), load_cards(folder / "models"), CompletenessPolicy(0.0, 60.0))

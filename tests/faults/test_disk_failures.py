@@ -15,7 +15,8 @@ from node.delivery.store_scu import contexts_for, read_part10
 from node.errors import PeerUnreachable
 from node.files import write_durably
 from node.intake.conversation import Conversation
-from node.intake.spool import FileIdentity, Spool
+from node.intake.incoming import FileIdentity
+from node.intake.spool import Spool
 from node.journal import JournalUnusable, open_database
 from tests.factories import make_ct_series
 from tests.integration.intake_kit import config_for, listening, open_scu
@@ -57,7 +58,8 @@ def test_a_disk_that_does_not_even_remove_costs_no_association(tmp_path: Path, m
         patched.setattr("os.unlink", broken)
         incoming.discard()
     assert not incoming.is_open
-    assert spool.prepare() == 1
+    assert list(spool.sealed()) == []
+    assert not list((tmp_path / "spool" / "incoming").iterdir())
 
 
 def test_a_fault_of_ours_in_an_association_holds_no_study_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

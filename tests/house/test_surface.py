@@ -12,7 +12,7 @@ SURFACES = {
     "node.evidence.gate": {"Fault", "Severity", "examine_object", "examine_set"},
     "node.journal": {
         "CommitmentJournal", "DeliveryRecord", "EvidenceRecord", "InstanceRecord", "JobEnd", "JobJournal", "JobRecord", "JournalUnusable", "NewJob",
-        "OutboxJournal", "ReceivedInstance", "ReceivedJournal", "Recorded", "SeriesRecord", "StudyRecord", "TransitionRecord",
+        "OutboxJournal", "ReceivedInstance", "ReceivedJournal", "Reception", "Recorded", "SeriesRecord", "StudyRecord", "TransitionRecord",
         "journal_path", "open_database", "transaction",
     },
 }  # fmt: skip

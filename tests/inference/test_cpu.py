@@ -127,6 +127,19 @@ def test_a_fault_in_one_piece_of_work_is_not_swallowed() -> None:
         map_on_all_cores(lambda number: 1 // number, [1, 0])
 
 
+@pytest.mark.parametrize(("groups", "channels", "affine"), [(1, 6, True), (4, 12, False), (5, 5, True)])
+def test_group_norms_of_every_kind_leave_what_comes_in_as_it_is(groups: int, channels: int, affine: bool) -> None:
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(groups, channels, affine=affine)
+    if affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    batch = torch.randn(2, channels, 9, 10, 11) * torch.rand(1, channels, 1, 1, 1) + torch.randn(1, channels, 1, 1, 1)
+    before = batch.clone()
+    assert difference(norm, batch) < 1e-5
+    assert torch.equal(batch, before)
+
+
 def test_a_group_norm_keeps_its_digits_where_the_mean_is_large() -> None:
     """Of activations far from zero, channels last, torch's own group norm is wrong in the third digit."""
     torch.manual_seed(0)

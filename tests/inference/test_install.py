@@ -8,7 +8,7 @@ import stat
 import struct
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ import torch
 
 from node.errors import BundleChanged, BundleInvalid, BundleRefused, UsageError, WeightsUnavailable
 from node.inference.bundle import load_bundle
-from node.inference.install import convert as convert_module
-from node.inference.install import convert_child, source, zoo
+from node.inference.install import source, trial, zoo
 from node.inference.install.confirm import confirm_card, placeholders, remove_model
 from node.inference.install.contents import Contents
 from node.inference.install.convert import Part, convert, rewrite
@@ -30,7 +29,7 @@ from node.inference.series_reader import read_series
 from node.inference.state import read_state
 from node.modelstore import load_card, load_cards
 from tests.factories import make_ct_series
-from tests.zoo import make_from_shared, make_source, make_state
+from tests.zoo import make_from_shared, make_source, make_state, without_processes
 
 
 def trusting(_contents: Contents, _name: str) -> str:
@@ -48,17 +47,8 @@ def installed(path: Path | str, models: Path, **wishes: Any) -> Installation:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opens weights by the same code without a process of its own, which would import torch anew at each call."""
-
-    def run(_module: str, job: dict[str, Any], _limits: Limits, *, files: Sequence[int] = ()) -> dict[str, Any]:
-        parts = [{**part, "descriptor": os.dup(part["descriptor"])} for part in job.get("inputs", ())]
-        alone = {"descriptor": os.dup(job["descriptor"])} if "descriptor" in job else {}
-        try:
-            return {"isolated": True, **convert_child.perform({**job, **alone, "inputs": parts})}
-        except convert_child.Refused as refused:
-            raise BundleRefused(str(refused)) from refused
-
-    monkeypatch.setattr(convert_module, "run_confined", run)
+    """Opens weights and bundles by the same code without processes of their own, which would import torch anew at each call."""
+    without_processes(monkeypatch)
 
 
 def zipped(folder: Path, archive: Path, prefix: str = "") -> Path:
@@ -178,16 +168,75 @@ def test_what_runs_is_told_before_trust(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("in_process")
-def test_bundles_of_the_zoo_install_as_they_are(tmp_path: Path, name: str, changes: dict[str, Any]) -> None:
+def test_bundles_of_the_zoo_install_as_they_are(
+    tmp_path: Path, name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "breast_density_classification":  # torchvision is not everywhere: here it is nowhere
+        monkeypatch.setattr(trial, "run_confined", lambda *_: {"missing": "torchvision"})
     done = installed(make_from_shared(name, tmp_path / name, changes), tmp_path / "models")
     assert done.card.name == name.lower()
     assert not placeholders(done.card)
     assert load_cards(tmp_path / "models")[name.lower()] == load_card(done.folder)
-    if name != "breast_density_classification":  # torchvision is not everywhere
+    if name != "breast_density_classification":
         assert load_bundle(done.folder, load_card(done.folder)).card.draft
+    else:
+        assert any("→ pip install torchvision" in note for note in done.notes)
     state = read_state(done.folder / "models" / "model.safetensors")
     assert state
     assert not [key for key in state if key.startswith("module.")]
+
+
+# ── a trial ─────────────────────────────────────────────────────────────────
+
+
+def test_what_cannot_be_loaded_is_found_in_a_process_of_its_own(mine: Path) -> None:
+    (mine / "scripts" / "nets.py").write_text("def make():\n    return None\n")
+    with pytest.raises(BundleInvalid, match=r"scripts/nets\.py has changed"):
+        trial.require_loadable(mine, mine.name)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_weights_of_another_network_are_found_at_the_installation(tmp_path: Path) -> None:
+    state = {"weight": torch.zeros(4, 1, 1, 1, 1), "bias": torch.zeros(3), "scale": torch.zeros(1)}
+    with pytest.raises(BundleInvalid) as caught:
+        installed(make_source(tmp_path / "some", state=state), tmp_path / "models")
+    assert str(caught.value) == (
+        "models/model.safetensors does not fit the network of some: 1 tensor is unknown to it: scale; 1 tensor is of another size: "
+        "weight (4x1x1x1x1 in the file, 3x1x1x1x1 in the network) → these weights belong to another network: name the right file "
+        "(radnode model install --weights), or have network_def corrected by its author"
+    )
+    assert not list((tmp_path / "models").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("target", "fault", "note"),
+    [
+        ("monai.networks.nets.NoSuchNet", "the bundle some cannot be built", ""),
+        ("scripts.nets.absent", "the bundle some cannot be built", ""),
+        ("scripts.nets.make", "", "needs the package no_such_package_of_anybody, which is not installed here → pip install"),
+    ],
+)
+@pytest.mark.usefixtures("in_process")
+def test_a_bundle_that_cannot_be_built_is_refused_and_one_that_misses_a_package_says_so(
+    tmp_path: Path, target: str, fault: str, note: str
+) -> None:
+    folder = make_source(tmp_path / "some", network={"_target_": target})
+    (folder / "scripts").mkdir()
+    (folder / "scripts" / "__init__.py").write_text("")
+    (folder / "scripts" / "nets.py").write_text("def make():\n    import no_such_package_of_anybody\n")
+    if fault:
+        with pytest.raises(BundleInvalid, match=fault):
+            installed(folder, tmp_path / "models")
+        assert not list((tmp_path / "models").iterdir())
+    else:
+        assert any(note in one for one in installed(folder, tmp_path / "models").notes)
+
+
+def test_a_trial_that_ends_without_an_answer_is_told_and_hinders_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_processes(monkeypatch)
+    monkeypatch.setattr(trial, "run_confined", lambda *_: (_ for _ in ()).throw(BundleRefused("memory or time ran out")))
+    done = installed(make_source(tmp_path / "some"), tmp_path / "models")
+    assert any("was not loaded for a trial (memory or time ran out) → radnode run DIR --model some" in note for note in done.notes)
 
 
 # ── weights ─────────────────────────────────────────────────────────────────

@@ -2,10 +2,12 @@
 
 The numbers are nnU-Net's own: its DefaultPreprocessor, compute_steps_for_sliding_window and compute_gaussian on the same formulas
 (batchgenerators 0.25.5, acvl-utils 0.2.6). Whole predictions of random networks were compared with its nnUNetPredictor where it can be
-installed: Dice 0.995 to 1.000 a structure in eleven of twelve settings (docs/how-to/models.md).
+installed: Dice 0.995 to 1.000 a structure in sixteen settings (docs/how-to/models.md). Its way back to the images
+(resample_data_or_seg_to_shape, resample_torch_fornnunet) is written out below with scikit-image and scipy.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,25 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.inferers import SimpleInferer
+from monai.transforms import Compose
+from scipy.ndimage import map_coordinates
+from skimage.transform import resize
 
 from node.errors import BundleInvalid, BundleRefused, UsageError
 from node.inference.bundle import load_bundle
-from node.inference.install import convert as convert_module
+from node.inference.engines.torch_engine import TorchEngine
 from node.inference.install import convert_child
 from node.inference.install.installer import Installation, Wishes, install
 from node.inference.nnunet import EvenWindows, PreprocessByPlansd
 from node.inference.nnunet_plans import architecture_of, configuration_of
+from node.inference.preprocess import NEAREST_ALONG, as_meta_tensor
+from node.inference.recipe import Recipe
+from node.inference.segment import segment
+from node.inference.tail import Tail
 from node.modelstore import load_card
 from tests.inference.grids import make_volume
+from tests.zoo import without_processes
 
 CASES: dict[str, tuple[Any, ...]] = {
     "CT": ((2.5, 0.9, 0.9), (14, 20, 24), (2.0, 1.1, 1.1), 1, ["CTNormalization"], [False], (0, 1, 2),
@@ -87,6 +98,90 @@ def test_windows_and_their_weights_are_those_of_nnunet() -> None:
     assert float(weights.min()) > 0
 
 
+BACK: dict[str, tuple[Any, ...]] = {
+    "thick plans": ((6.0, 0.9, 0.9), (16, 36, 40), (4.0, 1.1, 1.1), (0, 1, 2), {}, 0),
+    "thick images alone": ((4.0, 1.0, 1.0), (16, 36, 40), (2.5, 1.2, 1.2), (0, 1, 2), {}, 0),
+    "thick plans alone, turned": ((2.0, 1.0, 1.0), (24, 36, 40), (1.1, 4.0, 1.1), (1, 0, 2), {}, 1),
+    "thick, by the other function": (
+        (6.0, 0.9, 0.9), (15, 36, 40), (4.5, 1.1, 1.1), (0, 1, 2), {"resampling_fn_probabilities": "resample_torch_fornnunet"}, 0,
+    ),
+    "not separated": (
+        (6.0, 0.9, 0.9), (16, 36, 40), (4.0, 1.1, 1.1), (0, 1, 2), {"resampling_fn_probabilities_kwargs": {"force_separate_z": False}}, None,
+    ),
+    "separated though thin": (
+        (2.5, 0.9, 0.9), (20, 36, 40), (2.0, 1.1, 1.1), (0, 1, 2), {"resampling_fn_probabilities_kwargs": {"force_separate_z": True}}, 0,
+    ),
+    "thin": ((2.5, 0.9, 0.9), (20, 36, 40), (2.0, 1.1, 1.1), (0, 1, 2), {}, None),
+}  # fmt: skip
+"""Spacing and size of the image, spacing of the plans, their order of axes, what else they say, and the axis that is not mixed."""
+
+
+def brought_back(scores: np.ndarray[Any, Any], shape: tuple[int, ...], axis: int | None) -> np.ndarray[Any, Any]:
+    """Answers scores (channels, …) at an image of `shape`: linear, or linear in every slice across `axis` and nearest between them."""
+    restored = []
+    for channel in scores.astype(np.float64):
+        if axis is None:
+            restored.append(resize(channel, shape, 1, mode="edge", anti_aliasing=False))
+            continue
+        flat = tuple(extent for place, extent in enumerate(shape) if place != axis)
+        slices = np.stack([resize(one, flat, 1, mode="edge", anti_aliasing=False) for one in np.moveaxis(channel, axis, 0)])
+        scale = len(slices) / shape[axis]
+        place = np.mgrid[: shape[axis], : flat[0], : flat[1]].astype(np.float64)
+        place[0] = scale * (place[0] + 0.5) - 0.5
+        restored.append(np.moveaxis(map_coordinates(slices, place, order=0, mode="nearest"), 0, axis))
+    return np.stack(restored)
+
+
+@pytest.mark.parametrize("turn", ["axial", "feet first"])
+@pytest.mark.parametrize("case", BACK)
+def test_scores_come_back_to_the_images_as_nnunet_brings_them(case: str, turn: str, tmp_path: Path) -> None:
+    spacing, shape, target, transpose, said, axis = BACK[case]
+    plans = plans_of(target, 1, ["CTNormalization"], [False], transpose)
+    plans["configurations"]["3d_fullres"] |= said
+    (tmp_path / "plans.json").write_text(json.dumps(plans))
+    preprocess = PreprocessByPlansd("image", str(tmp_path / "plans.json"), "3d_fullres", "LPS")
+    volume = make_volume(shape, spacing, turn, 5)
+    voxels = volume.voxels.copy()
+    voxels[:2], voxels[:, :3] = 0, 0  # is cut off
+    volume = replace(volume, voxels=voxels)
+    torch.manual_seed(1)
+    network = torch.nn.Conv3d(1, 4, 3, padding=1)
+    recipe = Recipe(Compose([preprocess]), SimpleInferer(), Tail(), lambda: network, loads_torchscript=False)
+    found = segment([volume], recipe, TorchEngine(network, device="cpu"))
+    assert found.label_map is not None
+    prepared = preprocess({"image": as_meta_tensor([volume])})["image"]
+    along = prepared.meta.get(NEAREST_ALONG)
+    assert (None if along is None else along.axis) == axis
+    with torch.inference_mode():
+        scores = network(prepared.as_tensor()[None])[0].numpy()
+    given = voxels if turn == "axial" else voxels[:, :, ::-1]  # from right to left and from front to back, as DICOM lies
+    given = given if turn == "axial" else given[::-1]
+    box = [slice(*_ends(given.any(axis=tuple(other for other in range(3) if other != one)))) for one in range(3)]
+    cut = [box[one] for one in transpose]
+    restored = brought_back(scores, tuple(one.stop - one.start for one in cut), axis)
+    expected = np.zeros(tuple(given.shape[one] for one in transpose), np.uint8)
+    expected[tuple(cut)] = restored.argmax(axis=0)
+    expected = expected.transpose(np.argsort(transpose))
+    expected = expected if turn == "axial" else expected[::-1, :, ::-1]
+    assert len(np.unique(expected)) == 4
+    assert (found.label_map.labels == expected).mean() > 0.9999
+
+
+def _ends(is_there: np.ndarray[Any, Any]) -> tuple[int, int]:
+    places = np.flatnonzero(is_there)
+    return int(places[0]), int(places[-1]) + 1
+
+
+def test_a_plan_that_brings_scores_back_otherwise_is_refused() -> None:
+    settings = plans_of((1, 1, 1), 1, ["CTNormalization"], [False])["configurations"]["3d_fullres"]
+    for change, message in (
+        ({"resampling_fn_probabilities": "no_resampling_hack"}, "no_resampling_hack"),
+        ({"resampling_fn_probabilities_kwargs": {"order": 3}}, "order = 3"),
+    ):
+        with pytest.raises(BundleInvalid, match=message):
+            configuration_of({"configurations": {"a": settings | change}}, "a")
+
+
 def trained(folder: Path, *, folds: int = 2, old: bool = False, regions: bool = False, flat: bool = False) -> Path:
     """A trained folder with random weights, keys as nnU-Net's networks have them: each tensor under several names."""
     unet = pytest.importorskip("dynamic_network_architectures.architectures.unet")
@@ -131,14 +226,7 @@ def trained(folder: Path, *, folds: int = 2, old: bool = False, regions: bool = 
 
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opens weights by the same code without a process of its own: that one is tried in test_install.py."""
-    import os
-
-    def run(_module: str, job: dict[str, Any], _limits: object, *, files: object = ()) -> dict[str, Any]:
-        parts = [{**part, "descriptor": os.dup(part["descriptor"])} for part in job["inputs"]]
-        return {"isolated": True, **convert_child.perform({**job, "inputs": parts})}
-
-    monkeypatch.setattr(convert_module, "run_confined", run)
+    without_processes(monkeypatch)
 
 
 def installed(root: Path, models: Path, **wishes: Any) -> Installation:

@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from node.config import Config
 from node.delivery.store_scu import StoreScu
 from node.delivery.upper_layer import Context, Peer, RequestedAssociation, Timeouts
 from node.intake.association import run_listener
+from node.intake.seal import SEAL_BYTES, decode_seal
 from node.intake.spool import spooled_path
 from node.journal import open_database
 from tests.peers import HOST, wait_until
@@ -33,6 +34,31 @@ def config_for(state_dir: Path, *, peers: dict[str, Any] | None = None, ae_title
     return Config.model_validate(table, context={"folder": state_dir})
 
 
+def leftovers(state_dir: Path) -> list[Path]:
+    """The files of the incoming folder that hold something."""
+    found = []
+    for path in (state_dir / "spool" / "incoming").iterdir():
+        with suppress(FileNotFoundError):
+            if path.stat().st_size:
+                found.append(path)
+    return found
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file of the incoming folder has been answered for."""
+    try:
+        with path.open("rb") as stream:
+            return decode_seal(stream.read(SEAL_BYTES)) is not None
+    except FileNotFoundError:
+        return False
+
+
+def sealed_in(state_dir: Path) -> set[str]:
+    """The digests of the data sets that have been answered for and have no row yet."""
+    folder = state_dir / "spool" / "incoming"
+    return {digest(data_set_of(path)) for path in (folder.iterdir() if folder.exists() else ()) if is_sealed(path)}
+
+
 @dataclass
 class RunningListener:
     """A listener that answers on `port`."""
@@ -40,8 +66,13 @@ class RunningListener:
     state_dir: Path
     port: int
 
+    def settled(self) -> None:
+        """Waits until everything that was answered with success has its row."""
+        wait_until(lambda: not any(is_sealed(path) for path in self.leftovers()), "the settler")
+
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
-        """Reads its journal."""
+        """Reads its journal, when everything that was answered with success stands in it."""
+        self.settled()
         connection = open_database(self.state_dir)
         try:
             return [tuple(row) for row in connection.execute(query, values)]
@@ -57,11 +88,12 @@ class RunningListener:
         return {uid: data_set_of(spooled_path(self.state_dir, digest)) for uid, digest in self.recorded().items()}
 
     def leftovers(self) -> list[Path]:
-        """What lies in the incoming folder."""
-        return list((self.state_dir / "spool" / "incoming").iterdir())
+        """What has begun to arrive and has no row yet; places made ahead are empty."""
+        return leftovers(self.state_dir)
 
     def spooled(self) -> list[Path]:
         """All kept files."""
+        self.settled()
         return list((self.state_dir / "spool").glob("??/*.dcm"))
 
     def open_associations(self) -> int:

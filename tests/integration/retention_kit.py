@@ -15,8 +15,10 @@ from node.domain.completeness import CompletenessPolicy
 from node.domain.states import JobState, Outcome, SeriesState
 from node.files import write_durably
 from node.housekeeper import Housekeeper
-from node.intake.reception import Intake, StoreRequest
-from node.intake.spool import FileIdentity, Spool, spooled_path
+from node.intake.incoming import FileIdentity
+from node.intake.reception import Intake
+from node.intake.spool import Spool, spooled_path
+from node.intake.uids import StoreRequest
 from node.journal import EvidenceRecord, JobEnd, JobJournal, NewJob, ReceivedJournal, open_database, transaction
 from tests.factories import SyntheticSeries, make_ct_series
 from tests.integration.intake_kit import data_set_of
@@ -60,12 +62,14 @@ class Place:
     def send(self, *paths: Path, now_s: float | None = None) -> None:
         """Takes instances as the listener does; `now_s` is when, by the journal."""
         intake = Intake(self.state_dir, self.spool)
+        intake.start()
         for path in paths:
             file = read_part10(path)
             incoming = self.spool.open_incoming(FileIdentity(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, "PACS"))
             incoming.write(data_set_of(path))
             intake.accept(incoming, StoreRequest(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, "PACS", "a1"))
         intake.end_association("a1")
+        intake.stop()
         if now_s is not None:
             with self.journal() as connection, transaction(connection):
                 connection.execute("UPDATE instance SET received_at = ? WHERE received_at > ?", (now_s, now_s))

@@ -22,7 +22,7 @@ from node.domain.states import DeliveryState
 from node.evidence.segmentation import encode_label_map
 from node.evidence.sop_common import part10_bytes
 from node.journal import CommitmentJournal, OutboxJournal, open_database
-from node.network.rle import RLE_LOSSLESS
+from node.network import RLE_LOSSLESS
 from tests.conformance.cases import Case, make_case
 from tests.conformance.validators import decoded_segments, iod_faults, presence_faults, tree_faults
 from tests.integration.delivery_kit import QUICK, deliveries, queue

@@ -16,8 +16,9 @@ from node.delivery.store_scu import Part10File, contexts_for, read_part10
 from node.domain.states import DeliveryState, JobState, Outcome
 from node.errors import OutOfResources, StoreOutOfResources
 from node.files import Durability
-from node.intake import spool as spool_module
-from node.intake.spool import FileIdentity, Spool
+from node.intake import incoming as incoming_module
+from node.intake.incoming import FileIdentity
+from node.intake.spool import Spool
 from node.intake.watermark import REMIND_EVERY_S, BelowWatermark, Watermark
 from node.journal import JobEnd, JobJournal, NewJob, OutboxJournal, open_database, transaction
 from node.journal.queries import list_deliveries, list_jobs
@@ -153,7 +154,7 @@ def test_the_journal_goes_on_while_instances_are_refused(disk: Path, tmp_path: P
 
 
 def test_a_huge_instance_is_given_up_on_its_way_before_it_takes_what_must_stay_free(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool_module, "LOOK_EVERY_BYTES", 1 << 20)
+    monkeypatch.setattr(incoming_module, "LOOK_EVERY_BYTES", 1 << 20)
     spool = Spool(disk / "spool", refuse_below_free_bytes=LIMIT_MIB << 20)
     spool.prepare()
     incoming = spool.open_incoming(IDENTITY)
@@ -164,7 +165,7 @@ def test_a_huge_instance_is_given_up_on_its_way_before_it_takes_what_must_stay_f
     with pytest.raises(BelowWatermark, match="the listener refuses below 16 MiB"):
         incoming.check()
     assert least >= (LIMIT_MIB - 2) << 20
-    assert not list((disk / "spool" / "incoming").iterdir())
+    assert not any(path.stat().st_size for path in (disk / "spool" / "incoming").iterdir())
     assert shutil.disk_usage(disk).free > (DISK_MIB - 2) << 20
 
 
@@ -221,18 +222,22 @@ def test_a_disk_at_the_limit_does_not_flicker(monkeypatch: pytest.MonkeyPatch, l
 # ── durability ──────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize(("durability", "flushes"), [(Durability.POWER_LOSS, 2), (Durability.PROCESS_CRASH, 0)])
+@pytest.mark.parametrize(("durability", "flushes"), [(Durability.POWER_LOSS, 1), (Durability.PROCESS_CRASH, 0)])
 def test_only_power_loss_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, flushes: int) -> None:
     spool = Spool(tmp_path / "spool", durability=durability)
     spool.prepare()
+    spool.refill()
     calls: list[int] = []
-    fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append(descriptor), fsync(descriptor))[1])
+    for name in ("fsync", "fdatasync"):
+        flush = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda descriptor, flush=flush: (calls.append(descriptor), flush(descriptor))[1])
     incoming = spool.open_incoming(IDENTITY)
     incoming.write(b"\1" * 100)
-    kept = spool.keep(incoming)
-    assert len(calls) == flushes, "the file, and the folder that names it"
-    assert data_set_of(kept.path) == b"\1" * 100
+    sealed = incoming.seal()
+    assert len(calls) == flushes, "one an instance; its name was flushed before it came"
+    with spool.settling([sealed]) as kept:
+        assert len(calls) == 2 * flushes, "and the folder that names it, when nobody waits"
+        assert data_set_of(kept[0].path) == b"\1" * 100
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("power-loss", 2), ("process-crash", 1)])

@@ -21,7 +21,7 @@ from node.domain.states import Outcome
 from node.errors import OutOfResources, UsageError
 from node.intake import spool as spool_module
 from node.intake.adoption import Reconciler
-from node.intake.spool import FileIdentity
+from node.intake.incoming import FileIdentity
 from node.journal import JobJournal
 from node.journal.retention import RetentionJournal
 from node.journal.upkeep import list_backups, wal_bytes
@@ -336,8 +336,8 @@ def test_a_folder_that_somebody_holds_costs_the_purge_its_turn_not_the_process(p
     with place.spool.alone_with(folder):
         place.keep_house(LATE_S)
         assert len(place.files_of(series)) == 1
-        with pytest.raises(OutOfResources, match="held by another process"):
-            place.send(*series.paths)
+        with pytest.raises(OutOfResources, match="held by another process"), place.spool.alone_with(folder):
+            pass
     place.keep_house(LATE_S)
     assert place.files_of(series) == []
 

@@ -28,7 +28,7 @@ from node.inference.series_reader import read_series
 from node.intake.association import LEAVING_CONNECTIONS, SPARE_CONNECTIONS
 from node.intake.conversation import LONGEST_REQUEST_BYTES
 from node.intake.headers import LONGEST_HEADER_BYTES, MOST_ELEMENTS, read_header
-from node.intake.spool import FileIdentity, _file_head
+from node.intake.incoming import FileIdentity, file_head
 from node.network import COMMAND_FRAGMENT, DATA_SET_FOLLOWS, LAST_FRAGMENT, VERIFICATION, CommandElement, CommandField
 from node.network.command import encode_command
 from node.network.deflate import LONGEST_INFLATED_BYTES
@@ -402,7 +402,7 @@ def test_a_request_with_every_context_and_transfer_syntax_is_taken(victim: Victi
 
 
 def part10(path: Path, data_set: bytes, syntax: str = EXPLICIT) -> Path:
-    path.write_bytes(_file_head(FileIdentity(CT, "1.2.3", syntax)) + data_set)
+    path.write_bytes(file_head(FileIdentity(CT, "1.2.3", syntax)) + data_set)
     return path
 
 

@@ -1,6 +1,5 @@
 """Nothing is answered with success that is not safe: the disk and the journal fail at every place, the listener is killed."""
 
-import builtins
 import contextlib
 import errno
 import functools
@@ -16,13 +15,17 @@ from typing import Any
 
 import pytest
 
+from node.custody import Verdict, examine
 from node.delivery.store_scu import contexts_for, read_part10, store_files
 from node.errors import OutOfResources, PeerUnreachable, StoreOutOfResources
-from node.intake.reception import Intake, StoreRequest
-from node.intake.spool import FileIdentity, Spool, spooled_path
-from node.journal import Recorded, open_database
+from node.files import Durability
+from node.intake.incoming import FileIdentity
+from node.intake.reception import Intake
+from node.intake.spool import Spool, spooled_path
+from node.intake.uids import StoreRequest
+from node.journal import open_database
 from tests.factories import SyntheticSeries, make_ct_series
-from tests.integration.intake_kit import config_for, data_set_of, digest, listening, open_scu, peer_of
+from tests.integration.intake_kit import config_for, data_set_of, digest, leftovers, listening, open_scu, peer_of
 from tests.peers import wait_until
 
 
@@ -33,13 +36,8 @@ class FaultyDisk:
         self.fail_at = 0
         self.calls: list[str] = []
         self.errno = errno.ENOSPC
-        for name in ("open", "fsync", "rename", "statvfs"):
+        for name in ("open", "writev", "pwrite", "fsync", "fdatasync", "stat", "chmod", "link", "statvfs"):
             monkeypatch.setattr(os, name, functools.partial(self._call, name, getattr(os, name)))
-        monkeypatch.setattr(builtins, "open", functools.partial(self._open_file, open))
-
-    def _open_file(self, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        stream = real(*args, **kwargs)
-        return FaultyStream(stream, self._count) if "xb" in args else stream
 
     def _call(self, name: str, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._count(name)
@@ -52,27 +50,6 @@ class FaultyDisk:
 
     def arm(self, fail_at: int, number: int = errno.ENOSPC) -> None:
         self.calls, self.fail_at, self.errno = [], fail_at, number
-
-
-class FaultyStream:
-    """A file whose writes count as calls, too."""
-
-    def __init__(self, stream: Any, count: Callable[[str], None]) -> None:
-        self._stream, self._count = stream, count
-
-    def write(self, data: bytes) -> int:
-        self._count("write")
-        return int(self._stream.write(data))
-
-    def flush(self) -> None:
-        self._count("flush")
-        self._stream.flush()
-
-    def fileno(self) -> int:
-        return int(self._stream.fileno())
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 class FaultyConnection(sqlite3.Connection):
@@ -108,16 +85,28 @@ def faulty_journal(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FaultyConne
     FaultyConnection.fail_at = 0
 
 
-def receive(intake: Intake, spool: Spool, path: Path) -> Recorded:
+def receive(intake: Intake, spool: Spool, path: Path) -> None:
     """What the network side does with an instance."""
     file = read_part10(path)
     incoming = spool.open_incoming(FileIdentity(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid))
     data = data_set_of(path)
     for place in range(0, len(data), 4000):
         incoming.write(data[place : place + 4000])
-    return intake.accept(
-        incoming, StoreRequest(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, "TESTER", "association")
-    )
+    intake.accept(incoming, StoreRequest(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, "TESTER", "association"))
+
+
+def prepared_spool(state_dir: Path) -> Spool:
+    spool = Spool(state_dir / "spool")
+    spool.prepare()
+    return spool
+
+
+def restarted(state_dir: Path) -> int:
+    """What a listener does at its start; answers how many instances it found answered for, and without a row."""
+    intake = Intake(state_dir, prepared_spool(state_dir))
+    found = intake.start()
+    intake.stop()
+    return found
 
 
 def open_files_of(folder: Path) -> list[str]:
@@ -140,12 +129,12 @@ def recorded_in(state_dir: Path) -> dict[str, str]:
 def test_wherever_the_disk_fails_the_instance_is_refused_and_nothing_of_it_stays(
     tmp_path: Path, ct: SyntheticSeries, faulty_disk: FaultyDisk, number: int
 ) -> None:
-    """The n-th call fails, n = 1, 2, ... until none is left that could."""
+    """The n-th call fails, n = 1, 2, ... until none is left that could. Nothing is settled meanwhile: the answer is what counts."""
     state_dir = tmp_path / "state"
-    spool = Spool(state_dir / "spool")
-    spool.prepare()
+    spool = prepared_spool(state_dir)
     intake = Intake(state_dir, spool)
-    receive(intake, spool, ct.paths[1])  # opens the connection to the journal
+    receive(intake, spool, ct.paths[1])  # makes places ahead
+    (sealed,) = leftovers(state_dir)
     tried = []
     for fail_at in range(1, 100):
         faulty_disk.arm(fail_at, number)
@@ -154,112 +143,170 @@ def test_wherever_the_disk_fails_the_instance_is_refused_and_nothing_of_it_stays
         except OutOfResources:
             tried.append(faulty_disk.calls[-1])
             faulty_disk.arm(0)
-            assert not list((state_dir / "spool" / "incoming").iterdir())
+            assert leftovers(state_dir) == [sealed]
             assert not open_files_of(state_dir / "spool")
-            assert len(recorded_in(state_dir)) == 1
-            spooled_path(state_dir, digest(data_set_of(ct.paths[0]))).unlink(missing_ok=True)  # else the next try takes another way
             continue
         break
-    assert {"statvfs", "open", "write", "flush", "fsync", "rename"} <= set(tried)
-    assert tried.count("fsync") == 2, "the file and its folder"
-    assert digest(data_set_of(ct.paths[0])) in {path.stem for path in (state_dir / "spool").glob("??/*.dcm")}
+    assert {"statvfs", "open", "writev", "pwrite", "fdatasync"} <= set(tried)
+    assert tried.count("fdatasync") + tried.count("fsync") == 1, "one flush an instance"
+    faulty_disk.arm(0)
+    assert restarted(state_dir) == 2
+    assert set(recorded_in(state_dir).values()) == {digest(data_set_of(path)) for path in ct.paths[:2]}
 
 
-def test_wherever_the_journal_fails_the_instance_is_refused_and_a_second_try_succeeds(
-    tmp_path: Path, ct: SyntheticSeries, faulty_journal: type[FaultyConnection]
+def test_wherever_the_disk_fails_behind_the_answer_the_instance_is_named_and_recorded_as_soon_as_it_can_be(
+    tmp_path: Path, ct: SyntheticSeries, faulty_disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state_dir = tmp_path / "state"
-    spool = Spool(state_dir / "spool")
-    spool.prepare()
-    intake = Intake(state_dir, spool)
-    failures = 0
+    monkeypatch.setattr("node.intake.settler.AGAIN_S", 0.01)
+    tried = set()
     for fail_at in range(1, 100):
+        state_dir = tmp_path / str(fail_at)
+        spool = prepared_spool(state_dir)
+        intake = Intake(state_dir, spool)
+        receive(intake, spool, ct.paths[0])
+        monkeypatch.setattr(Spool, "sealed", lambda _: iter(()))  # it is the same life
+        faulty_disk.arm(fail_at)
+        intake.start()
+        assert intake.settle(5)
+        ended = len(faulty_disk.calls) < fail_at
+        tried |= {faulty_disk.calls[fail_at - 1]} if not ended else set()
+        faulty_disk.arm(0)
+        intake.stop()
+        assert list(recorded_in(state_dir).values()) == [digest(data_set_of(ct.paths[0]))]
+        assert [path.stem for path in (state_dir / "spool").glob("??/*.dcm")] == [digest(data_set_of(ct.paths[0]))]
+        assert not leftovers(state_dir)
+        if ended:
+            break
+    assert {"open", "stat", "chmod", "link", "fsync"} <= tried
+
+
+def test_wherever_the_journal_fails_the_row_is_written_as_soon_as_it_can_be(
+    tmp_path: Path, ct: SyntheticSeries, faulty_journal: type[FaultyConnection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.intake.settler.AGAIN_S", 0.01)
+    for fail_at in range(1, 100):
+        state_dir = tmp_path / str(fail_at)
+        spool = prepared_spool(state_dir)
+        open_database(state_dir).close()
+        intake = Intake(state_dir, spool)
+        intake.start()
         faulty_journal.fail_at, faulty_journal.statements = fail_at, 0
-        try:
-            receive(intake, spool, ct.paths[0])
-        except OutOfResources:
-            failures += 1
-            faulty_journal.fail_at = 0
-            assert not recorded_in(state_dir)
-            assert not list((state_dir / "spool" / "incoming").iterdir())
-            continue
-        break
-    assert failures >= 5, "BEGIN, the rows, COMMIT"
-    faulty_journal.fail_at = 0
-    assert receive(intake, spool, ct.paths[0]) is Recorded.IDENTICAL
+        receive(intake, spool, ct.paths[0])
+        assert intake.settle(5)
+        failed = faulty_journal.statements >= fail_at
+        faulty_journal.fail_at = 0
+        intake.stop()
+        assert list(recorded_in(state_dir).values()) == [digest(data_set_of(ct.paths[0]))]
+        assert not leftovers(state_dir)
+        if not failed:
+            break
+    assert fail_at > 5, "BEGIN, the rows, COMMIT"
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+def test_the_same_bytes_again_are_one_file_and_one_row(tmp_path: Path, ct: SyntheticSeries) -> None:
+    state_dir = tmp_path / "state"
+    spool = prepared_spool(state_dir)
+    intake = Intake(state_dir, spool)
+    intake.start()
+    for _ in range(3):
+        receive(intake, spool, ct.paths[0])
+    intake.stop()
+    assert len(recorded_in(state_dir)) == len(list((state_dir / "spool").glob("??/*.dcm"))) == 1
+    assert not leftovers(state_dir)
+
+
+@pytest.mark.parametrize("call", ["writev", "pwrite", "fdatasync"])
 def test_a_failing_disk_is_answered_with_a700_and_the_association_goes_on(
     tmp_path: Path, ct: SyntheticSeries, faulty_disk: FaultyDisk, call: str
 ) -> None:
     files = [read_part10(path) for path in ct.paths]
     with listening(config_for(tmp_path / "state")) as listener, open_scu(listener.port, contexts_for(files)) as scu:
-        faulty_disk.arm(0)
         scu.store(files[0])
+        listener.settled()
+        faulty_disk.arm(0)
+        scu.store(files[1])
         place = faulty_disk.calls.index(call) + 1
+        listener.settled()
         faulty_disk.arm(place)
         with pytest.raises(StoreOutOfResources, match="A700"):
-            scu.store(files[1])
+            scu.store(files[2])
         faulty_disk.arm(0)
-        assert scu.store(files[1]) == ""
-        assert listener.recorded().keys() == {files[0].sop_instance_uid, files[1].sop_instance_uid}
+        assert scu.store(files[2]) == ""
+        assert listener.recorded().keys() == {file.sop_instance_uid for file in files[:3]}
         assert not listener.leftovers()
 
 
-def test_a_failing_commit_is_never_answered_with_success(
-    tmp_path: Path, ct: SyntheticSeries, faulty_journal: type[FaultyConnection]
+def test_while_the_journal_is_locked_nothing_more_is_taken_and_what_was_answered_gets_its_row_afterwards(
+    tmp_path: Path, ct: SyntheticSeries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [read_part10(path) for path in ct.paths]
-    with listening(config_for(tmp_path / "state")) as listener, open_scu(listener.port, contexts_for(files)) as scu:
-        for fail_at in range(1, 30):
-            faulty_journal.fail_at, faulty_journal.statements = fail_at, 0
-            try:
-                scu.store(files[0])
-            except StoreOutOfResources:
-                faulty_journal.fail_at = 0
-                assert not listener.recorded()
-                continue
-            break
-        faulty_journal.fail_at = 0
-        assert fail_at > 4
-        assert listener.recorded().keys() == {files[0].sop_instance_uid}
-
-
-def test_a_locked_journal_is_answered_with_a700(tmp_path: Path, ct: SyntheticSeries, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.journal.database.BUSY_TIMEOUT_S", 0.2)
     files = [read_part10(path) for path in ct.paths]
     with listening(config_for(tmp_path / "state")) as listener, open_scu(listener.port, contexts_for(files)) as scu:
         scu.store(files[0])
+        listener.settled()
         holder = sqlite3.connect(tmp_path / "state" / "journal.sqlite", isolation_level=None)
         holder.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StoreOutOfResources, match="A700"):
-            scu.store(files[1])
+        assert scu.store(files[1]) == "", "it is sealed"
+
+        def is_refused() -> bool:
+            try:
+                scu.store(files[2])
+            except StoreOutOfResources as error:
+                return "A700" in str(error)
+            return False
+
+        wait_until(is_refused, "the refusal")
         holder.execute("ROLLBACK")
         holder.close()
-        assert scu.store(files[1]) == ""
-        assert len(listener.recorded()) == 2
+        wait_until(lambda: not is_refused(), "the end of it")
+        assert listener.recorded().keys() == {file.sop_instance_uid for file in files[:3]}
 
 
-def test_a_stop_lets_an_instance_that_has_arrived_get_its_answer(tmp_path: Path, ct: SyntheticSeries) -> None:
-    """The journal is held while the listener is told to stop: what is under way ends well, and only then the association."""
+def test_a_stop_writes_the_rows_that_are_outstanding(tmp_path: Path, ct: SyntheticSeries) -> None:
+    """The journal is held while the listener is told to stop."""
     files = [read_part10(path) for path in ct.paths]
-    answers: list[str] = []
     with listening(config_for(tmp_path / "state")) as listener:
         scu = open_scu(listener.port, contexts_for(files))
         scu.store(files[0])
+        listener.settled()
         holder = sqlite3.connect(tmp_path / "state" / "journal.sqlite", isolation_level=None, check_same_thread=False)
         holder.execute("BEGIN IMMEDIATE")
-        sender = threading.Thread(target=lambda: answers.append(scu.store(files[1])))
-        sender.start()
-        wait_until(lambda: len(listener.spooled()) == 2, "the instance")
+        assert scu.store(files[1]) == ""
         threading.Timer(0.7, lambda: holder.execute("ROLLBACK")).start()
-    sender.join(5)
-    assert answers == [""]
     assert recorded_in(tmp_path / "state").keys() == {file.sop_instance_uid for file in files[:2]}
     with pytest.raises(PeerUnreachable):
         scu.store(files[2])
     holder.close()
+
+
+def test_bytes_that_were_sealed_without_a_digest_before_the_machine_went_down_are_set_aside(
+    tmp_path: Path, ct: SyntheticSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be torn, and nobody can tell: never an image that looks whole and is not."""
+    state_dir = tmp_path / "state"
+    spool = Spool(state_dir / "spool", durability=Durability.PROCESS_CRASH)
+    spool.prepare()
+    intake = Intake(state_dir, spool, Durability.PROCESS_CRASH)
+    receive(intake, spool, ct.paths[0])
+    monkeypatch.setattr("node.intake.spool.this_boot", lambda: b"another run of it")
+    assert restarted(state_dir) == 0
+    (aside,) = (state_dir / "spool" / "unverified").iterdir()
+    findings = {one.check: one for one in examine(state_dir, tmp_path / "backups", lambda _text, _fraction: None)}
+    assert findings["unverified"].verdict is Verdict.WRONG
+    assert aside.name in findings["unverified"].text
+
+
+def test_torn_bytes_under_a_seal_are_set_aside(tmp_path: Path, ct: SyntheticSeries) -> None:
+    """The power went during the flush: the seal came to the disk, and not all of the bytes."""
+    state_dir = tmp_path / "state"
+    spool = prepared_spool(state_dir)
+    receive(Intake(state_dir, spool), spool, ct.paths[0])
+    (sealed,) = leftovers(state_dir)
+    content = bytearray(sealed.read_bytes())
+    content[-1000:] = bytes(1000)
+    sealed.write_bytes(content)
+    assert restarted(state_dir) == 0
+    assert len(list((state_dir / "spool" / "unverified").iterdir())) == 1
 
 
 LISTENER = """
@@ -288,12 +335,13 @@ def test_kill_9_loses_nothing_that_was_answered_with_success(tmp_path: Path) -> 
         process.wait()
         for sender in senders:
             sender.join(30)
+        restarted(state_dir)
         recorded = recorded_in(state_dir)
         assert answered <= recorded.keys(), f"lost in life {life}"
         for sha256 in recorded.values():
             assert digest(data_set_of(spooled_path(state_dir, sha256))) == sha256
     process, port = start_listener(state_dir)
-    assert not list((state_dir / "spool" / "incoming").iterdir())
+    assert not leftovers(state_dir)
     for one in series:
         send_all(port, one, answered)
     process.kill()

@@ -20,7 +20,7 @@ import pytest
 from node.intake.spool import spooled_path
 from tests.factories import SyntheticSeries, make_ct_series
 from tests.integration.intake_kit import data_set_of, digest
-from tests.integration.test_intake_faults import send_all, start_listener
+from tests.integration.test_intake_faults import restarted, send_all, start_listener
 
 CUTS = 3
 MEBIBYTES = 128
@@ -73,6 +73,7 @@ def cut_power(folder: Path, series: list[SyntheticSeries], after_s: float) -> in
         for sender in senders:
             sender.join(30)
     with mounted(copy, folder / "after") as disk:
+        restarted(disk / "state")
         connection = sqlite3.connect(disk / "state" / "journal.sqlite")
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         recorded = dict(connection.execute("SELECT sop_instance_uid, sha256 FROM instance").fetchall())

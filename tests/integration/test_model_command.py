@@ -2,11 +2,9 @@
 
 import io
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,10 +14,8 @@ from node.codes import ExitCode
 from node.config import load_config
 from node.dispatcher import usable_cards
 from node.errors import ConfigError
-from node.inference.install import convert as convert_module
-from node.inference.install import convert_child
 from tests.factories import make_ct_series
-from tests.zoo import make_source
+from tests.zoo import make_source, without_processes
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -46,11 +42,7 @@ WITHOUT_ROUTES = CONFIGURATION.partition("[[routes]]")[0]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    def run(_module: str, job: dict[str, Any], _limits: object, *, files: Sequence[int] = ()) -> dict[str, Any]:
-        parts = [{**part, "descriptor": os.dup(part["descriptor"])} for part in job["inputs"]]
-        return {"isolated": True, **convert_child.perform({**job, "inputs": parts})}
-
-    monkeypatch.setattr(convert_module, "run_confined", run)  # the process of its own is tried in tests/inference/test_install.py
+    without_processes(monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     (tmp_path / "node.toml").write_text(WITHOUT_ROUTES)
@@ -98,10 +90,16 @@ def test_a_bundle_goes_the_whole_way_of_install_try_confirm_serve_and_remove(pla
     with pytest.raises(ConfigError, match=r"route livers: .* is a draft.* → radnode model confirm liver_and_kidney"):
         require_confirmed_models(config)
     assert radnode("serve")[0] == ExitCode.CONFIG
+    status, _, err = radnode("config", "check")
+    assert status == ExitCode.CONFIG
+    line = CONFIGURATION[: CONFIGURATION.index('model = "liver_and_kidney"')].count("\n") + 1
+    assert f"node.toml:{line}: routes.0.model: the card of liver_and_kidney is a draft" in err
+    assert "→ radnode model confirm liver_and_kidney" in err
 
     assert radnode("model", "confirm", "liver_and_kidney", "--yes")[0] == ExitCode.OK
     assert list(usable_cards(config)) == ["liver_and_kidney"]
     require_confirmed_models(config)
+    assert radnode("config", "check")[0] == ExitCode.OK
     assert "DRAFT" not in radnode("model", "show", "liver_and_kidney")[1]
 
     status, _, err = radnode("model", "remove", "liver_and_kidney", "--yes")

@@ -29,10 +29,10 @@ from node.domain.instance import InstanceHeader
 from node.errors import CannotUnderstand, DataSetMismatch, DeliveryError, IntakeError, OutOfResources
 from node.intake.conversation import Conversation, Services
 from node.intake.headers import read_header
+from node.intake.incoming import FileIdentity, IncomingFile
 from node.intake.negotiation import MalformedRequest, accept_request, read_request, rejection_pdu
-from node.intake.reception import InstanceUids, StoreRequest, read_uids
-from node.intake.spool import FileIdentity, IncomingFile, Spool
-from node.journal import Recorded
+from node.intake.spool import Spool
+from node.intake.uids import InstanceUids, StoreRequest, read_uids
 from node.network import (
     COMMAND_FRAGMENT,
     DATA_SET_FOLLOWS,
@@ -242,7 +242,7 @@ class Reception:
 
     surprises: list[BaseException] = field(default_factory=list)
 
-    def accept(self, incoming: IncomingFile, request: StoreRequest) -> Recorded:
+    def accept(self, incoming: IncomingFile, request: StoreRequest) -> None:
         try:
             incoming.flush()
             incoming.check()
@@ -256,7 +256,6 @@ class Reception:
             raise
         finally:
             incoming.discard()
-        return Recorded.NEW
 
     def on_report(self, report: CommitmentReport) -> bool:
         return bool(report.committed)
@@ -288,7 +287,7 @@ def test_a_conversation_ends_in_good_order_or_is_broken(
         conversation.run()
     link.close()
     assert not reception.surprises
-    assert not list((tmp_path / "spool" / "incoming").iterdir())
+    assert not any(path.stat().st_size for path in (tmp_path / "spool" / "incoming").iterdir())
 
 
 # ── data sets ───────────────────────────────────────────────────────────────

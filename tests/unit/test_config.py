@@ -56,10 +56,30 @@ def test_a_right_file_gives_its_values_and_the_defaults(folder: Path) -> None:
     assert config.node.state_dir == folder / "state"
     assert config.node.models_dir == folder / "models"
     assert config.listener.port == 11112
+    assert config.listener.engine == "radnode"
     assert config.peers["pacs"].retry.max_s == 60.0
     assert config.peers["pacs"].retry.give_up_h == 72.0
     assert config.worker.devices == ["cpu"]
     assert config.worker.engine == "auto"
+    assert config.worker.decode_ahead_mib == 1024
+
+
+def test_a_peer_has_one_association_and_sixteen_operations_at_once_unless_told_otherwise(folder: Path) -> None:
+    usual = parse(folder, RIGHT).peers["pacs"]
+    assert (usual.associations, usual.async_operations) == (1, 16)
+    wrong = RIGHT.replace("[peers.pacs]", "[peers.pacs]\nassociations = 17\nasync_operations = 0", 1)
+    with pytest.raises(ConfigError) as caught:
+        parse(folder, wrong)
+    assert "peers.pacs.associations: is 17, must be 16 or less" in str(caught.value)
+    assert "peers.pacs.async_operations: is 0, must be 1 or more" in str(caught.value)
+
+
+def test_a_model_runs_on_the_engine_of_its_own_section_or_on_that_of_the_worker(folder: Path) -> None:
+    config = parse(
+        folder, RIGHT + '[worker]\nengine = "openvino"\n[models.brain-extraction]\nengine = "torch"\n[models.brain-volumes-t1]\n'
+    )
+    assert config.engine_of("brain-extraction") == "torch"
+    assert config.engine_of("brain-volumes-t1") == config.engine_of("another") == "openvino"
 
 
 def test_a_route_becomes_a_route_of_the_domain(folder: Path) -> None:
@@ -144,7 +164,11 @@ def test_the_offending_line_is_quoted(folder: Path) -> None:
         ("[[routes]]", "[study_complete]\nquiet_s = 1000\n[[routes]]", "quiet_s is longer than max_wait_s"),
         ("[[routes]]", '[worker]\ndevices = ["gpu"]\n[[routes]]', 'is "gpu", must be like cpu, cuda or cuda:0'),
         ("[[routes]]", "[worker]\ndevices = []\n[[routes]]", "must name at least one"),
+        ("[[routes]]", "[worker]\ndecode_ahead_mib = -1\n[[routes]]", "is -1, must be 0 or more"),
         ("[[routes]]", '[worker]\nengine = "tensorflow"\n[[routes]]', "must be 'auto', 'torch', 'openvino', 'onnxruntime' or 'tensorrt'"),
+        ("[[routes]]", '[models.brain-extraction]\nengine = "fast"\n[[routes]]', "models.brain-extraction.engine: is"),
+        ("[[routes]]", '[models.brain-extraction]\nengin = "torch"\n[[routes]]', "did you mean 'engine'?"),
+        ("[[routes]]", "[models.brain-extracton]\n[[routes]]", "there is no model 'brain-extracton' in models; did you mean 'brain-extraction'?"),
         ("[[routes]]", '[log]\nlevel = "loud"\n[[routes]]', "must be 'debug', 'info', 'warning' or 'error'"),
         ('deliver_to = ["pacs"]', "deliver_to = []", "must name at least one"),
         ('deliver_to = ["pacs"]', 'deliver_to = "pacs"', 'must be a list in square brackets, not "pacs"'),
@@ -235,12 +259,14 @@ def test_node_toml_names_every_key_and_its_default() -> None:
     for section in (
         config.NodeSection, config.ListenerSection, config.StudyCompleteSection, config.PeerSection, config.RouteSection,
         config.WorkerSection, config.LogSection, config.RetrySection, config.RetentionSection, config.BackupSection, config.TlsSection,
+        config.StowSection, config.ModelSection,
     ):  # fmt: skip
         for key in section.model_fields:
             assert re.search(rf"\b{key}\b( =|\])", text), f"{section.__name__}.{key} is absent from configs/node.toml"
     commented = re.sub(r"(?m)^# (?=[A-Za-z_]+ = )", "", text)
     told = parse_config(commented, Path(__file__).parents[2] / "configs" / "node.toml")
     assert told.listener == config.ListenerSection()
+    assert told.stow == config.StowSection()
     assert told.study_complete == config.StudyCompleteSection()
     assert told.worker == config.WorkerSection()
     assert told.log == config.LogSection()

@@ -30,12 +30,12 @@ _LEFT_OUT: Final = ("ort/", "dicom-microscopy-viewer/")
 """Three quarters of OHIF: networks that run in the browser, and slides. The viewer asks for neither here."""
 
 
-def modules() -> Path:
-    """Answers the folder that holds `node_modules` as the lock file names them, with our scripts beside it."""
+def modules(source: Path = FOLDER) -> Path:
+    """Answers the folder that holds `node_modules` as the lock file in `source` names them, with the scripts of `source` beside it."""
     _require("node", "npm")
-    pinned = [(FOLDER / name).read_bytes() for name in ("package.json", "package-lock.json")]
-    folder = made_once(CACHE / ("modules-" + hashlib.sha256(b"".join(pinned)).hexdigest()[:16]), _install)
-    for script in FOLDER.glob("*.mjs"):
+    pinned = [(source / name).read_bytes() for name in ("package.json", "package-lock.json")]
+    folder = made_once(CACHE / ("modules-" + hashlib.sha256(b"".join(pinned)).hexdigest()[:16]), lambda made: _install(source, made))
+    for script in source.glob("*.mjs"):
         _put(script, folder / script.name)
     return folder
 
@@ -55,11 +55,11 @@ def chromium() -> str:
     return found
 
 
-def run_script(name: str, plan: Any, scratch: Path) -> Any:
+def run_script(name: str, plan: Any, scratch: Path, source: Path = FOLDER) -> Any:
     """Runs one of our scripts under node with a plan; answers what it writes. Nothing of it lives on, whatever happens."""
     asked, answered = scratch / f"{name}.plan.json", scratch / f"{name}.answers.json"
     asked.write_text(json.dumps(plan), encoding="utf-8")
-    command = ["node", str(modules() / name), str(asked), str(answered)]
+    command = ["node", str(modules(source) / name), str(asked), str(answered)]
     log = scratch / f"{name}.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stdout=stream, stderr=stream, start_new_session=True)
@@ -79,9 +79,9 @@ def _require(*programs: str) -> None:
         pytest.skip(f"{' and '.join(missing)} not installed (Debian: nodejs, npm)")
 
 
-def _install(folder: Path) -> None:
+def _install(source: Path, folder: Path) -> None:
     for name in ("package.json", "package-lock.json"):
-        _put(FOLDER / name, folder / name)
+        _put(source / name, folder / name)
     _npm(["ci", "--legacy-peer-deps", "--ignore-scripts", "--no-audit", "--no-fund"], folder)
 
 

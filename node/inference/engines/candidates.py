@@ -127,6 +127,7 @@ def _of(backend: Backend, place: Place, most: int) -> Iterator[Candidate]:
         yield PLAIN
         yield Candidate(TORCH, "fp32", batch=min(2, most))
         if not on_cpu:
+            yield Candidate(TORCH, "fp16", "channels-last", most)
             yield Candidate(TORCH, "fp16", "channels-last graph", most)
             yield Candidate(TORCH, "fp16", "graph", most)
         elif multiplies_bf16():

@@ -48,6 +48,13 @@ class Moments:
         """That of the population."""
         return self.squares / self.count
 
+    def grouped(self, groups: int) -> "Moments":
+        """Answers for each channel the moments of its group of channels, as if every group were as many voxels of one channel."""
+        means = self.mean.view(groups, -1)
+        mean = means.mean(dim=1, keepdim=True)
+        squares = self.squares.view(groups, -1) + self.count * (means - mean).square()
+        return Moments(self.count, mean.expand_as(means).reshape(-1), squares.mean(dim=1, keepdim=True).expand_as(means).reshape(-1))
+
 
 def moments_of(voxels: torch.Tensor) -> Moments:
     """Answers the moments of (voxels, channels), some ten thousand voxels: sums are float32 here, float64 in `merge`.
@@ -78,8 +85,8 @@ def merge(parts: Sequence[Moments]) -> Moments:
     return Moments(int(counts.sum()), mean, squares)
 
 
-def scale_and_shift(norm: nn.InstanceNorm3d, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
-    """Answers what an instance norm multiplies and adds, for each channel, float32."""
+def scale_and_shift(norm: nn.InstanceNorm3d | nn.GroupNorm, moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
+    """Answers what a norm multiplies and adds, for each channel, float32."""
     scale = torch.rsqrt(moments.variance + norm.eps)
     if norm.weight is not None:
         scale *= norm.weight
@@ -89,10 +96,13 @@ def scale_and_shift(norm: nn.InstanceNorm3d, moments: Moments) -> tuple[torch.Te
     return scale.float(), shift.float()
 
 
-def change(voxels: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor] | None, activation: Activation | None) -> None:
-    """Scales and shifts each channel of (voxels, channels), then applies `activation`, in place; either may be None."""
+def change(
+    voxels: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor] | None, activation: Activation | None, into: torch.Tensor | None = None
+) -> None:
+    """Scales and shifts each channel of (voxels, channels), then applies `activation`, either may be None; in place, or `into` another."""
     scale, shift = (None, None) if factors is None else (values.repeat(_ROW_VOXELS) for values in factors)
-    for piece, work, room in _pieces(voxels):
+    targets = iter(_views(voxels if into is None else into))
+    for (_, work, room), piece in zip(_pieces(voxels), targets, strict=True):
         if scale is not None and shift is not None:
             torch.addcmul(shift[: work.shape[1]], work, scale[: work.shape[1]], out=work)
         if activation is not None:
@@ -110,11 +120,15 @@ def _pieces(voxels: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor, 
 
     A view has the shape (rows, voxels side by side x channels) and about _PIECE_ELEMENTS elements at most.
     """
+    scratch = torch.empty(2, max(_PIECE_ELEMENTS, _ROW_VOXELS * voxels.shape[1]), dtype=torch.float32)
+    for piece in _views(voxels):
+        work, room = scratch[:, : piece.numel()].view(2, *piece.shape)
+        yield piece, work.copy_(piece), room
+
+
+def _views(voxels: torch.Tensor) -> list[torch.Tensor]:
     count, channels = voxels.shape
     wide = count - count % _ROW_VOXELS
     rows_at_once = max(1, _PIECE_ELEMENTS // (_ROW_VOXELS * channels))
-    scratch = torch.empty(2, max(_PIECE_ELEMENTS, _ROW_VOXELS * channels), dtype=torch.float32)
-    for piece in (*torch.split(voxels[:wide].view(-1, _ROW_VOXELS * channels), rows_at_once), voxels[wide:]):
-        if piece.numel():
-            work, room = scratch[:, : piece.numel()].view(2, *piece.shape)
-            yield piece, work.copy_(piece), room
+    views = (*torch.split(voxels[:wide].view(-1, _ROW_VOXELS * channels), rows_at_once), voxels[wide:])
+    return [view for view in views if view.numel()]

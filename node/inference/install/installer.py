@@ -21,6 +21,7 @@ from node.inference.install.convert import Converted, Part, convert, rewrite
 from node.inference.install.nnunet_folder import MIRRORING, NOT_MIRRORED, is_trained_folder, write_bundle
 from node.inference.install.source import copy_file, files_below, opened
 from node.inference.install.standard_terms import find_in_standard
+from node.inference.install.trial import require_loadable
 from node.inference.install.zoo import PREFIX, fetched
 from node.inference.manifest import Installed, digest_files, sha256_of, write_installed
 
@@ -85,7 +86,7 @@ def install(reference: str, models_dir: Path, wishes: Wishes, trust: Trust, prog
     BundleRefused
         When the source is hostile, its weights are more than weights, or nobody trusts it.
     BundleInvalid
-        When it is no bundle that radnode can use.
+        When it is no bundle that radnode can use, or its weights do not fit its network.
     UsageError
         When a model of this name is there.
     """
@@ -111,8 +112,10 @@ def install(reference: str, models_dir: Path, wishes: Wishes, trust: Trust, prog
                     converted=work.converted,
                 ),
             )
+            progress("loading it for a trial, in a process without network")
+            notes = (*work.notes, *draft.notes, *require_loadable(staging, name))
             _put_into_place(staging, models_dir / name)
-    return Installation(draft.card, models_dir / name, contents, (*work.notes, *draft.notes))
+    return Installation(draft.card, models_dir / name, contents, notes)
 
 
 def safe_name(text: str) -> str:

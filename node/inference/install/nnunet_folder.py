@@ -63,7 +63,7 @@ def write_bundle(
     metadata = _metadata(root, dataset, settings, name)
     for content, file_name in ((configuration, "inference.json"), (metadata, "metadata.json")):
         write_durably(target / "configs" / file_name, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
-    return TrainedBundle(configuration, metadata, checkpoints, _notes(plans, settings, axes, orientation, len(checkpoints)))
+    return TrainedBundle(configuration, metadata, checkpoints, _notes(plans, axes, orientation, len(checkpoints)))
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _single(value: Any) -> int:
     return int(value[0] if isinstance(value, list) else value)
 
 
-def _notes(plans: Mapping[str, Any], settings: Mapping[str, Any], axes: str, wished: str, folds: int) -> tuple[str, ...]:
+def _notes(plans: Mapping[str, Any], axes: str, wished: str, folds: int) -> tuple[str, ...]:
     notes = [
         f"{folds} folds are averaged" if folds > 1 else "one fold",
     ]
@@ -196,6 +196,4 @@ def _notes(plans: Mapping[str, Any], settings: Mapping[str, Any], axes: str, wis
             f"the images are turned to {axes}, as DICOM lies: plans.json ({plans.get('image_reader_writer', 'no reader')}) does not say how the"
             " training images lay → --orientation, if they lay otherwise (nibabel's canonical files: RAS)"
         )
-    if max(settings["spacing"]) / min(settings["spacing"]) > 3:
-        notes.append("slices are thick: scores are brought back linearly between them, where nnU-Net takes the nearest")
     return tuple(notes)

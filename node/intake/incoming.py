@@ -1,0 +1,198 @@
+"""An instance that is arriving: a Part 10 file that grows, and is sealed when it is whole."""
+
+import hashlib
+import os
+import struct
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from node.codes import IMPLEMENTATION_CLASS_UID
+from node.errors import OutOfResources
+from node.files import Durability
+from node.intake.seal import SEAL_BYTES, Seal, this_boot
+from node.intake.watermark import as_out_of_resources
+from node.network import IMPLEMENTATION_VERSION_NAME
+
+ARRIVING_MODE: Final = 0o600
+BEGINNING_BYTES: Final = 8192
+"""Of a data set, held in memory: nearly always as far as the UIDs are."""
+
+LOOK_EVERY_BYTES: Final = 64 << 20
+"""How much of an instance may arrive between two looks at the free space."""
+
+_THIS_BOOT: Final = this_boot()
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What the file meta information of an arriving instance says (PS3.10 Table 7.1-1)."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae_title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedFile:
+    """An instance that is whole and safe, and waits for its name and its row."""
+
+    path: Path
+    seal: Seal
+
+
+class IncomingFile:
+    """A Part 10 file that is still arriving.
+
+    `write` never raises: a full disk must not break the association in the middle of a message. The fault is kept, the rest of
+    the data set is dropped, and `check` and `seal` raise what happened.
+
+    The digest is taken on the way where the bytes must outlive the machine's run: a torn file is then known by it. Else whoever
+    settles the file takes it, when nobody waits for an answer.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: FileIdentity,
+        *,
+        objection: Callable[[], OutOfResources | None] = lambda: None,
+        durability: Durability = Durability.POWER_LOSS,
+    ) -> None:
+        """Begins the file at `path`, which may be there, empty."""
+        self.path = path
+        self.size_bytes = 0
+        self._objection = objection
+        self._durability = durability
+        self._look_at_bytes = LOOK_EVERY_BYTES
+        self._unwritten_head = file_head(identity)
+        self.head_bytes = len(self._unwritten_head)
+        self.beginning = bytearray()
+        """The first BEGINNING_BYTES of the data set."""
+        self._digest = hashlib.sha256() if durability is Durability.POWER_LOSS else None
+        self._descriptor = -1
+        self._fault = objection()
+        if self._fault is None:
+            try:
+                self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, ARRIVING_MODE)
+            except OSError as error:
+                self._fail(error)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has been neither sealed nor discarded."""
+        return self._descriptor >= 0
+
+    def write(self, *pieces: bytes | memoryview) -> None:
+        """Takes the next bytes of the data set, in one call to the system."""
+        if self._descriptor < 0:
+            return
+        size_bytes = sum(map(len, pieces))
+        try:
+            self._write_whole(pieces, size_bytes)
+        except OSError as error:
+            self._fail(error)
+            return
+        if self.size_bytes < BEGINNING_BYTES:
+            for piece in pieces:
+                self.beginning += piece[: BEGINNING_BYTES - len(self.beginning)]
+        if self._digest is not None:
+            for piece in pieces:
+                self._digest.update(piece)
+        self.size_bytes += size_bytes
+        if self.size_bytes >= self._look_at_bytes:
+            self._look_at_bytes = self.size_bytes + LOOK_EVERY_BYTES
+            self._fault = self._objection()
+            if self._fault is not None:
+                self.discard()
+
+    def _write_whole(self, pieces: Sequence[bytes | memoryview], size_bytes: int) -> None:
+        if self._unwritten_head:
+            pieces = (self._unwritten_head, *pieces)
+            size_bytes += self.head_bytes
+            self._unwritten_head = b""
+        written = os.writev(self._descriptor, pieces)
+        if written < size_bytes:  # a disk that fills up, or a signal
+            rest = memoryview(b"".join(pieces))[written:]
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+
+    def flush(self) -> None:
+        """Sees to it that the file can be read by its path."""
+        if self._unwritten_head:
+            self.write(b"")
+
+    def check(self) -> None:
+        """Raises OutOfResources when a part of the data set could not be written."""
+        if self._fault is not None:
+            raise self._fault
+
+    def seal(self) -> SealedFile:
+        """Closes the file when all of it is as safe as promised, seal included: one flush of the disk.
+
+        Raises
+        ------
+        OutOfResources
+            When it is not; nothing is left of the instance.
+        """
+        self.flush()
+        self.check()
+        digest = b"" if self._digest is None else self._digest.digest()
+        seal = Seal(self.head_bytes, self.size_bytes, time.time(), digest, _THIS_BOOT)
+        try:
+            os.pwrite(self._descriptor, seal.encode(), 0)
+            if self._durability is Durability.POWER_LOSS:
+                os.fdatasync(self._descriptor)  # its size is part of it, the time of the change is not
+        except OSError as error:
+            self._fail(error)
+            self.check()
+        self._close()
+        return SealedFile(self.path, seal)
+
+    def discard(self) -> None:
+        """Forgets the instance: closed and gone. Harmless when it has been sealed."""
+        if self._descriptor >= 0:
+            self._close()
+            with suppress(OSError):  # a disk that does not even remove: the sweep at the next start does
+                self.path.unlink(missing_ok=True)
+
+    def _fail(self, error: OSError) -> None:
+        self._fault = as_out_of_resources(error)
+        self.discard()
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def file_head(identity: FileIdentity) -> bytes:
+    """Answers preamble and file meta information; written by hand, since the values come from the network and may be anything."""
+    elements = [
+        _element(0x0001, b"OB", b"\x00\x01"),
+        _element(0x0002, b"UI", _text(identity.sop_class_uid)),
+        _element(0x0003, b"UI", _text(identity.sop_instance_uid)),
+        _element(0x0010, b"UI", _text(identity.transfer_syntax_uid)),
+        _element(0x0012, b"UI", _text(IMPLEMENTATION_CLASS_UID)),
+        _element(0x0013, b"SH", _text(IMPLEMENTATION_VERSION_NAME)),
+    ]
+    if identity.calling_ae_title:
+        elements.append(_element(0x0016, b"AE", _text(identity.calling_ae_title)))
+    meta = b"".join(elements)
+    return bytes(SEAL_BYTES) + b"DICM" + _element(0x0000, b"UL", struct.pack("<I", len(meta))) + meta
+
+
+def _element(number: int, vr: bytes, value: bytes) -> bytes:
+    """Answers an element of group 0002 in Explicit VR Little Endian (PS3.5 7.1.2)."""
+    if len(value) % 2:
+        value += b"\x00" if vr in {b"UI", b"OB"} else b" "
+    length = struct.pack("<HI", 0, len(value)) if vr == b"OB" else struct.pack("<H", len(value))
+    return struct.pack("<HH", 0x0002, number) + vr + length + value
+
+
+def _text(value: str) -> bytes:
+    return value.encode("ascii", "replace")

@@ -1,0 +1,129 @@
+"""Places for files to come, made ahead: what an arriving instance needs of the disk is there before it is.
+
+A new file is found after a power cut only when its folder was flushed, and its blocks only when the log of the file system was: a second
+and a third flush for every instance. Empty files, made and flushed by the dozen when nobody waits, save the one; files that already have
+their blocks (`preallocated_bytes`) save the other, and the search for free blocks with it.
+"""
+
+import itertools
+import os
+import threading
+import uuid
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from node.files import Durability, flush_file, fsync_folder
+
+MADE_AT_ONCE: Final = 64
+REFILL_BELOW: Final = 32
+PLACE_MODE: Final = 0o600
+
+SIZE_CLASSES_BYTES: Final = (160 << 10, 576 << 10, 2304 << 10)
+"""An MR or PET slice of 256x256, a CT slice of 512x512, a slice of 1024x1024, each with its header; larger files grow beyond their place."""
+
+SMALLEST_PREALLOCATED_BYTES: Final = 32 << 10
+"""Below this there is nothing to be saved."""
+
+
+def size_class_of(size_bytes: int) -> int | None:
+    """Answers how large a place an instance of this size is given; None: an empty one."""
+    if size_bytes < SMALLEST_PREALLOCATED_BYTES:
+        return None
+    return next((size for size in SIZE_CLASSES_BYTES if size >= size_bytes), SIZE_CLASSES_BYTES[-1])
+
+
+class Slots:
+    """Places in the folder of arriving files. One object serves all threads; `refill` is called by one."""
+
+    def __init__(self, folder: Path, durability: Durability, preallocated_bytes: int = 0) -> None:
+        """`preallocated_bytes`: how much of the disk the places with blocks may take."""
+        self._folder = folder
+        self._is_flushed = durability is Durability.POWER_LOSS
+        self._preallocated_bytes = preallocated_bytes
+        self._empty: deque[Path] = deque()
+        self._with_blocks: dict[int, deque[Path]] = {size: deque() for size in SIZE_CLASSES_BYTES}
+        self._wanted = SIZE_CLASSES_BYTES[1]
+        self._one_maker = threading.Lock()
+        self._prefix = uuid.uuid4().hex[:16]
+        self._numbers = itertools.count()
+
+    def take(self, expected_bytes: int | None = None) -> Path:
+        """Answers a path for a file that is about to arrive, where it may lie already, empty or full of zeros.
+
+        `expected_bytes`: of the instance, if anybody knows; the last one over the same association is a good guess. Where no place can be
+        made, the path is of a file to be made: whoever opens it meets the same trouble, and tells it.
+        """
+        size = self._wanted if expected_bytes is None else size_class_of(expected_bytes)
+        if self._preallocated_bytes and size is not None:
+            self._wanted = size
+            try:
+                return self._with_blocks[size].popleft()
+            except IndexError:  # more came than was made ahead
+                pass
+        return self._take_empty() if self._is_flushed else self._new_path()
+
+    def _take_empty(self) -> Path:
+        while True:
+            try:
+                return self._empty.popleft()
+            except IndexError:
+                pass
+            try:
+                with self._one_maker:
+                    if not self._empty:
+                        self._make_empty()
+            except OSError:
+                return self._new_path()
+
+    def refill(self) -> bool:
+        """Makes some places where few are left; answers whether more are wanted. Raises OSError."""
+        if self._is_flushed and len(self._empty) < REFILL_BELOW:
+            with self._one_maker:
+                self._make_empty()
+        return self._preallocated_bytes > 0 and self._refill_with_blocks()
+
+    def _refill_with_blocks(self) -> bool:
+        """Makes places of the size that came last; those of other sizes give way where the room is needed."""
+        wanted = self._wanted
+        taken = sum(size * len(places) for size, places in self._with_blocks.items())
+        if wanted * (len(self._with_blocks[wanted]) + 1) > self._preallocated_bytes:
+            return False
+        for size, places in self._with_blocks.items():
+            while size != wanted and places and taken + wanted > self._preallocated_bytes:
+                places.popleft().unlink(missing_ok=True)
+                taken -= size
+        paths = [self._new_path() for _ in range(min(MADE_AT_ONCE // 4, (self._preallocated_bytes - taken) // wanted))]
+        for path in paths:
+            self._make(path, bytes(wanted))
+        if self._is_flushed:
+            for path in paths:
+                flush_file(path)
+            fsync_folder(self._folder)
+        self._with_blocks[wanted].extend(paths)
+        return bool(paths)
+
+    def clear(self) -> None:
+        """Removes the places that nobody took."""
+        for places in (self._empty, *self._with_blocks.values()):
+            while places:
+                places.popleft().unlink(missing_ok=True)
+
+    def _make_empty(self) -> None:
+        paths = [self._new_path() for _ in range(MADE_AT_ONCE)]
+        for path in paths:
+            self._make(path, b"")
+        fsync_folder(self._folder)
+        self._empty.extend(paths)
+
+    def _make(self, path: Path, content: bytes) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PLACE_MODE)
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        finally:
+            os.close(descriptor)
+
+    def _new_path(self) -> Path:
+        return self._folder / f"{self._prefix}-{next(self._numbers)}.part"

@@ -1,0 +1,182 @@
+"""The quick ways of the receive path say what the thorough ones say: pieces of data sets, and UIDs in plain sight."""
+
+import socket
+import struct
+import threading
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.tag import Tag
+
+from node.errors import CannotUnderstand, DataSetMismatch
+from node.intake.uids import StoreRequest, read_uids, scan_uids
+from node.network import LAST_FRAGMENT, PduType
+from node.network.link import Link, LinkBroken
+from tests.property.test_network_fuzz import EXPLICIT, IMPLICIT, Edit, edits, mutated, pair
+
+RELEASE = struct.pack(">BBI", PduType.RELEASE_RQ, 0, 4) + bytes(4)
+LONGEST = 1 << 16
+
+
+def fragment(data: bytes, flags: int = 0, context_id: int = 1) -> bytes:
+    return struct.pack(">IBB", len(data) + 2, context_id, flags) + data
+
+
+def data_pdu(*fragments: bytes) -> bytes:
+    return struct.pack(">BBI", PduType.DATA, 0, sum(map(len, fragments))) + b"".join(fragments)
+
+
+def saying(words: bytes, cuts: list[int]) -> tuple[Link, socket.socket]:
+    """A link over which a peer says some words, in pieces."""
+    near, far = pair()
+
+    def say() -> None:
+        place = 0
+        with suppress(OSError):  # the link has heard enough
+            for cut in [*cuts, len(words)]:
+                near.sendall(words[place : place + cut])
+                place += cut
+            near.shutdown(socket.SHUT_WR)
+
+    threading.Thread(target=say, daemon=True).start()
+    return Link(far, timeout_s=5.0, longest_pdu_bytes=LONGEST), near
+
+
+def by_pdus(link: Link) -> list[tuple[int, int, int, bytes]]:
+    """Kind of PDU, context, flags and bytes of all that comes, by the thorough way; fragments of a data set are joined."""
+    found: list[tuple[int, int, int, bytes]] = []
+    try:
+        while True:
+            kind, body = link.receive_pdu()
+            if kind != PduType.DATA:
+                found.append((kind, 0, 0, bytes(body)))
+                continue
+            for context_id, flags, data in link.fragments_in(body):
+                found.append((kind, context_id, flags, bytes(data)))
+    except LinkBroken as error:
+        found.append((-1, 0, 0, str(error).encode()))
+    return found
+
+
+def by_pieces(link: Link) -> list[tuple[int, int, int, bytes]]:
+    """The same by the quick way wherever it will."""
+    found: list[tuple[int, int, int, bytes]] = []
+    try:
+        while True:
+            received = link.receive_data(1, 1e18)
+            if received is not None:
+                pieces, is_last = received
+                assert pieces or is_last
+                found.append((PduType.DATA, 1, LAST_FRAGMENT if is_last else 0, b"".join(pieces)))
+                continue
+            kind, body = link.receive_pdu()
+            if kind != PduType.DATA:
+                found.append((kind, 0, 0, bytes(body)))
+                continue
+            for context_id, flags, data in link.fragments_in(body):
+                found.append((kind, context_id, flags, bytes(data)))
+    except LinkBroken as error:
+        found.append((-1, 0, 0, str(error).encode()))
+    return found
+
+
+def joined(found: list[tuple[int, int, int, bytes]]) -> list[tuple[int, int, int, bytes]]:
+    """Runs of fragments of one data set as one: where they were cut says nothing."""
+    result: list[tuple[int, int, int, bytes]] = []
+    for kind, context_id, flags, data in found:
+        if result and kind == PduType.DATA and result[-1][:3] == (kind, context_id, 0) and not flags & 1:
+            result[-1] = (kind, context_id, flags, result[-1][3] + data)
+        else:
+            result.append((kind, context_id, flags, data))
+    return [one for one in result if one[0] != PduType.DATA or one[2] or one[3]]
+
+
+fragments = st.builds(fragment, st.binary(max_size=3000), st.sampled_from([0, 0, 0, 2, 2, 1, 3]), st.sampled_from([1, 1, 1, 1, 3]))
+pdus = st.builds(lambda some: data_pdu(*some), st.lists(fragments, min_size=1, max_size=4))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(pdus | st.just(RELEASE), max_size=8), st.lists(st.integers(1, 5000), max_size=6), edits)
+@example([data_pdu(fragment(b"ab"), fragment(b"", 2), fragment(b"c", 3)), RELEASE], [1, 1, 1, 1, 1, 1], [])
+@example([data_pdu(fragment(b"x" * 70_000, 2))], [], [])
+@example([data_pdu(fragment(b"abc")), data_pdu(fragment(b"")), data_pdu(fragment(b"", 2))], [17], [Edit(0, 0, b"")])
+def test_pieces_as_they_come_are_the_fragments_of_whole_pdus(words: list[bytes], cuts: list[int], changes: list[Edit]) -> None:
+    said = mutated(b"".join(words), changes)
+    answers = []
+    for way in (by_pdus, by_pieces):
+        link, near = saying(said, cuts)
+        with closing(near), closing(link):
+            answers.append(joined(way(link)))
+    thorough, quick = answers
+    if thorough[-1] == quick[-1]:
+        assert quick == thorough
+    else:  # a PDU that is cut off or a lie: the quick way may have passed on the beginning of it before it is known
+        assert thorough[-1][0] == quick[-1][0] == -1
+        shorter = min(len(thorough), len(quick)) - 1
+        assert quick[: shorter - 1] == thorough[: shorter - 1]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A data set, as a file that is arriving holds it."""
+
+    path: Path
+    beginning: bytes
+    head_bytes: int = 0
+
+
+def encoded(syntax: str, uids: list[str], extra: list[tuple[int, str, str]]) -> bytes:
+    dataset = Dataset()
+    for tag, uid in zip((0x00080016, 0x00080018, 0x0020000D, 0x0020000E), uids, strict=True):
+        if uid:
+            dataset.add_new(Tag(tag), "UI", uid)
+    for tag, vr, value in extra:
+        dataset.add_new(Tag(tag), vr, value)
+    stream = DicomBytesIO()
+    stream.is_implicit_VR, stream.is_little_endian = syntax == IMPLICIT, True
+    write_dataset(stream, dataset)
+    return bytes(stream.getvalue())
+
+
+uids = st.sampled_from(["1.2.3", "1.2.840.10008.5.1.4.1.1.2", "1.2.3.4.5.6.7", "2.25.123456", ""])
+extras = st.lists(
+    st.sampled_from([(0x00080005, "CS", "ISO_IR 100"), (0x00080060, "CS", "CT"), (0x00091001, "LO", "x"), (0x00100010, "PN", "A^B"),
+                     (0x00180050, "DS", "1.5"), (0x00190010, "UN", b"1234"), (0x00200010, "SH", "7"), (0x00280010, "US", 4)]),
+    max_size=4,
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([IMPLICIT, EXPLICIT]), st.lists(uids, min_size=4, max_size=4), extras, edits)
+def test_uids_in_plain_sight_are_those_that_the_parser_finds(
+    tmp_path: Path, syntax: str, said: list[str], extra: list[tuple[int, str, str]], changes: list[Edit]
+) -> None:
+    path = tmp_path / "data set"
+    content = mutated(encoded(syntax, said, extra), changes)
+    request = StoreRequest(said[0] or "1.2", said[1] or "1.3", syntax, "TESTER", "a")
+    path.write_bytes(content)
+    answers: list[object] = []
+    for beginning in (content, b""):
+        try:
+            answers.append(read_uids(Held(path, beginning), request))
+        except (CannotUnderstand, DataSetMismatch) as error:
+            answers.append(type(error))
+    if scan_uids(content, implicit=syntax == IMPLICIT) is not None:
+        assert answers[0] == answers[1]
+
+
+def test_the_scan_sees_what_nearly_every_data_set_says() -> None:
+    for syntax in (IMPLICIT, EXPLICIT):
+        content = encoded(syntax, ["1.2", "1.3", "1.4", "1.5"], [(0x00080060, "CS", "CT"), (0x00280010, "US", 4)])  # type: ignore[list-item]
+        assert scan_uids(content, implicit=syntax == IMPLICIT) == {
+            0x00080016: "1.2",
+            0x00080018: "1.3",
+            0x0020000D: "1.4",
+            0x0020000E: "1.5",
+        }
