@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
     configure_logging(config.log)
     role, *rest = arguments[3:]
     if role == "listener":
-        from node.intake.association import run_listener
+        from node.intake.listener import run_listener
 
         run_listener(config, stop)
     elif role == "dispatcher":

@@ -178,8 +178,7 @@ class Conversation:
 
     def _take(self, context_id: int, flags: int, fragment: memoryview) -> None:
         if flags & COMMAND_FRAGMENT:
-            if self._message is not None:
-                raise self.link.broken("sent a command in the middle of a data set")
+            self._give_up_message()
             self._command += fragment
             if len(self._command) > LONGEST_COMMAND_BYTES:
                 raise self.link.broken("sends a command without end")
@@ -191,6 +190,18 @@ class Conversation:
         self._take_data(self._message, fragment)
         if flags & LAST_FRAGMENT:
             self._answer()
+
+    def _give_up_message(self) -> None:
+        """Forgets a data set that goes on with the next command: toolkits do that whose parser breaks in a file they send.
+
+        It was never whole and gets no answer; what else comes over the association is not its fault.
+        """
+        message, self._message = self._message, None
+        if message is None:
+            return
+        if message.incoming is not None:
+            message.incoming.discard()
+        log.warning("message.broken_off", calling_ae_title=self.calling_ae_title, reason="the next command came in the middle of its data set")
 
     def _take_data(self, message: Message, *pieces: memoryview) -> None:
         message.size_bytes += sum(map(len, pieces))

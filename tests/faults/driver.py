@@ -26,8 +26,8 @@ from node.dispatcher import run_dispatcher
 from node.housekeeper import run_housekeeper
 from node.inference import parallel
 from node.inference.bundle import load_bundle
-from node.intake.association import run_listener
 from node.intake.contexts import supported_contexts
+from node.intake.listener import run_listener
 from node.journal import JobEnd, JobJournal, JobRecord, OutboxJournal, open_database
 from node.journal.database import BUSY_TIMEOUT_S
 from node.locks import die_with_parent

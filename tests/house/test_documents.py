@@ -20,7 +20,9 @@ DOCUMENTS = (
     "docs/how-to/disk-and-journal.md",
     "docs/how-to/results.md",
     "docs/how-to/models.md",
+    "docs/how-to/stow.md",
     "docs/explanation/promises.md",
+    "docs/explanation/performance.md",
     "docs/explanation/limits.md",
 )
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))

@@ -15,7 +15,7 @@ from pynetdicom.dsutils import split_dataset
 from node.config import Config
 from node.delivery.store_scu import StoreScu
 from node.delivery.upper_layer import Context, Peer, RequestedAssociation, Timeouts
-from node.intake.association import run_listener
+from node.intake.listener import run_listener
 from node.intake.seal import SEAL_BYTES, decode_seal
 from node.intake.spool import spooled_path
 from node.journal import open_database

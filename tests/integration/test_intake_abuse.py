@@ -50,7 +50,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from node.app import stop_on_signals
-from node.intake.association import run_listener
+from node.intake.listener import run_listener
 from tests.integration.intake_kit import config_for
 run_listener(config_for(Path(sys.argv[1]), max_associations=int(sys.argv[2]), network_timeout_s=float(sys.argv[3])), stop_on_signals())
 """

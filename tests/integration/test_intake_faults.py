@@ -312,7 +312,7 @@ def test_torn_bytes_under_a_seal_are_set_aside(tmp_path: Path, ct: SyntheticSeri
 LISTENER = """
 import sys, threading
 from pathlib import Path
-from node.intake.association import run_listener
+from node.intake.listener import run_listener
 from tests.integration.intake_kit import config_for
 run_listener(config_for(Path(sys.argv[1])), threading.Event())
 """

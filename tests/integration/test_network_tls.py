@@ -17,7 +17,7 @@ from node.delivery.store_scu import contexts_for, echo_peer, read_part10, store_
 from node.delivery.upper_layer import Context, Peer, RequestedAssociation, Timeouts
 from node.doctor import Health, _peers, _tls
 from node.errors import ConfigError, DeliveryError, PeerUnreachable
-from node.intake.association import options_from
+from node.intake.listener import options_from
 from node.network import VERIFICATION, hang_up
 from node.network.link import Link, LinkBroken
 from node.network.tls import TlsFilesUnusable, accept_tls, listener_context

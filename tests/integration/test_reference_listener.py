@@ -552,11 +552,6 @@ DIFFERENCES: dict[str, Difference] = {
     "a data set before the association": Difference(
         "abort 2/6, closed, 0 kept", "abort 0/0, closed, 0 kept", "ours says that it is no request, pynetdicom gives no reason"
     ),
-    "a command in the middle of a data set": Difference(
-        "accepted, abort 0/0, closed, 0 kept",
-        "accepted, 8030 status 0000, released, open, 0 kept",
-        "pynetdicom forgets the store and answers the echo: the sender of the store would wait for ever (PS3.7 9.1.1)",
-    ),
     "a data set without a command": Difference(
         "accepted, abort 0/0, closed, 0 kept", "accepted, abort 2/0, closed, 0 kept", "nothing hangs on who says that it cannot go on"
     ),
