@@ -201,7 +201,9 @@ class Conversation:
             return
         if message.incoming is not None:
             message.incoming.discard()
-        log.warning("message.broken_off", calling_ae_title=self.calling_ae_title, reason="the next command came in the middle of its data set")
+        log.warning(
+            "message.broken_off", calling_ae_title=self.calling_ae_title, reason="the next command came in the middle of its data set"
+        )
 
     def _take_data(self, message: Message, *pieces: memoryview) -> None:
         message.size_bytes += sum(map(len, pieces))

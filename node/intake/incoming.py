@@ -24,6 +24,9 @@ BEGINNING_BYTES: Final = 8192
 LOOK_EVERY_BYTES: Final = 64 << 20
 """How much of an instance may arrive between two looks at the free space."""
 
+MOST_PIECES: Final = 1000
+"""The system takes 1024 at once (IOV_MAX); a data set may come in fragments of one byte."""
+
 _THIS_BOOT: Final = this_boot()
 
 
@@ -115,6 +118,8 @@ class IncomingFile:
             pieces = (self._unwritten_head, *pieces)
             size_bytes += self.head_bytes
             self._unwritten_head = b""
+        if len(pieces) > MOST_PIECES:
+            pieces = (b"".join(pieces),)
         written = os.writev(self._descriptor, pieces)
         if written < size_bytes:  # a disk that fills up, or a signal
             rest = memoryview(b"".join(pieces))[written:]

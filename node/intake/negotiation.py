@@ -1,6 +1,8 @@
 """The beginning of an association: what is asked, what is accepted. pynetdicom parses, negotiates and encodes (PS3.8 9.3.2, 9.3.3)."""
 
+import struct
 from dataclasses import dataclass
+from typing import Final
 
 from pydicom.uid import UID
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
@@ -26,6 +28,14 @@ from node.network import (
 )
 from node.network.link import pdu
 from node.network.malformed import MALFORMED_PDU
+
+_FIXED_FIELDS_BYTES: Final = 68
+"""Protocol version, AE titles and reserved fields, before the items (PS3.8 Table 9-11)."""
+
+_ITEM_HEAD: Final = struct.Struct(">BBH")
+_USER_INFORMATION: Final = 0x50
+_KNOWN_SUB_ITEMS: Final = range(0x51, 0x5A)
+"""Maximum length to user identity (PS3.7 Table D.3-1 to D.3-15)."""
 
 
 class MalformedRequest(Exception):
@@ -62,11 +72,35 @@ def read_request(kind: int, body: bytes) -> AssociationRequest:
         raise MalformedRequest(f"PDU {kind}")
     try:
         request = A_ASSOCIATE_RQ()
-        request.decode(pdu(PduType.ASSOCIATE_RQ, body))
+        request.decode(pdu(PduType.ASSOCIATE_RQ, _recognised(body)))
         primitive = request.to_primitive()
         return AssociationRequest(str(primitive.calling_ae_title).strip(), str(primitive.called_ae_title).strip(), primitive)
     except MALFORMED_PDU as error:
         raise MalformedRequest(type(error).__name__) from error
+
+
+def _recognised(body: bytes) -> bytes:
+    """Answers a request without the sub-items of its user information that nobody knows: they are to be ignored (PS3.8 D.2)."""
+    kept, place = [body[:_FIXED_FIELDS_BYTES]], _FIXED_FIELDS_BYTES
+    while place + _ITEM_HEAD.size <= len(body):
+        kind, _, length = _ITEM_HEAD.unpack_from(body, place)
+        item = body[place : place + _ITEM_HEAD.size + length]
+        if kind == _USER_INFORMATION and len(item) == _ITEM_HEAD.size + length:
+            known = _known_sub_items(item[_ITEM_HEAD.size :])
+            item = _ITEM_HEAD.pack(kind, 0, len(known)) + known
+        kept.append(item)
+        place += _ITEM_HEAD.size + length
+    return b"".join((*kept, body[place:]))
+
+
+def _known_sub_items(user_information: bytes) -> bytes:
+    kept, place = [], 0
+    while place + _ITEM_HEAD.size <= len(user_information):
+        kind, _, length = _ITEM_HEAD.unpack_from(user_information, place)
+        if kind in _KNOWN_SUB_ITEMS or place + _ITEM_HEAD.size + length > len(user_information):
+            kept.append(user_information[place : place + _ITEM_HEAD.size + length])
+        place += _ITEM_HEAD.size + length
+    return b"".join((*kept, user_information[place:]))
 
 
 def accept_request(request: AssociationRequest, max_pdu_bytes: int, *, reports: bool = False) -> Acceptance:

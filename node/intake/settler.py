@@ -87,7 +87,8 @@ class Settler:
             try:
                 batch.append(Arrival(file, *read_sealed(file)))
             except IntakeError as error:  # it was understood when it came: bytes that have changed since
-                log.error("instance.unreadable", file=str(file.path), reason=str(error))
+                log.error("instance.unreadable", file=file.path.name, reason=str(error))
+                self._spool.set_aside(file.path)
                 continue
             found += 1
             if len(batch) == BATCH:
@@ -224,6 +225,7 @@ class Settler:
             self._places_wanted = False
 
     def _settle(self, arrivals: list[Arrival], now_s: float | None = None) -> None:
+        arrivals = [arrival for arrival in arrivals if self._is_there(arrival)]
         if not arrivals:
             return
         with self._spool.settling([arrival.file for arrival in arrivals]) as kept:
@@ -238,6 +240,17 @@ class Settler:
                     sop_class_uid=request.sop_class_uid,
                     calling_ae_title=request.calling_ae_title,
                 )
+
+    def _is_there(self, arrival: Arrival) -> bool:
+        """Answers False for a file that was taken out of the spool by hand: the others must not wait for it for ever."""
+        if arrival.file.path.exists():
+            return True
+        log.error(
+            "instance.gone",
+            sop_instance_uid=arrival.request.sop_instance_uid,
+            meaning="answered with success, and removed from spool/incoming by somebody else: have the study sent again",
+        )
+        return False
 
     def _journal(self) -> sqlite3.Connection:
         if self._connection is None:

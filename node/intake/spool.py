@@ -136,16 +136,17 @@ class Spool:
                     flush_file(path)  # sealed when less was promised
                 yield SealedFile(path, seal)
             else:
-                self._set_aside(path)
+                self.set_aside(path)
 
-    def _set_aside(self, path: Path) -> None:
+    def set_aside(self, path: Path) -> None:
+        """Puts a sealed file where nobody takes it for whole, and says so."""
         aside = self._root / UNVERIFIED
         aside.mkdir(exist_ok=True)
         path.rename(aside / path.name)
         log.error(
             "instance.unverified",
             file=str(aside / path.name),
-            meaning="its answer was under way when the machine went down, and its bytes are not all there: have the study sent again",
+            meaning="its answer was under way when the machine went down, and its bytes may not all be there: have the study sent again",
         )
 
     def keep(self, incoming: IncomingFile) -> KeptFile:

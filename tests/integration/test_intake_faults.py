@@ -21,6 +21,7 @@ from node.errors import OutOfResources, PeerUnreachable, StoreOutOfResources
 from node.files import Durability
 from node.intake.incoming import FileIdentity
 from node.intake.reception import Intake
+from node.intake.seal import SEAL_BYTES, decode_seal
 from node.intake.spool import Spool, spooled_path
 from node.intake.uids import StoreRequest
 from node.journal import open_database
@@ -213,6 +214,25 @@ def test_the_same_bytes_again_are_one_file_and_one_row(tmp_path: Path, ct: Synth
     intake.stop()
     assert len(recorded_in(state_dir)) == len(list((state_dir / "spool").glob("??/*.dcm"))) == 1
     assert not leftovers(state_dir)
+
+
+def test_a_file_that_somebody_takes_out_of_the_spool_holds_up_no_other(tmp_path: Path, ct: SyntheticSeries) -> None:
+    state_dir = tmp_path / "state"
+    spool = prepared_spool(state_dir)
+    intake = Intake(state_dir, spool)
+    for path in ct.paths[:2]:
+        receive(intake, spool, path)
+    next(path for path in leftovers(state_dir) if sealed_digest(path) == digest(data_set_of(ct.paths[0]))).unlink()
+    with pytest.MonkeyPatch.context() as same_life:
+        same_life.setattr(Spool, "sealed", lambda _: iter(()))
+        intake.start()
+    intake.stop()
+    assert list(recorded_in(state_dir).values()) == [digest(data_set_of(ct.paths[1]))]
+
+
+def sealed_digest(path: Path) -> str:
+    seal = decode_seal(path.read_bytes()[:SEAL_BYTES])
+    return seal.sha256.hex() if seal else ""
 
 
 @pytest.mark.parametrize("call", ["writev", "pwrite", "fdatasync"])

@@ -440,3 +440,17 @@ def test_instances_in_preallocated_places_are_kept_byte_for_byte_whatever_their_
         for path in listener.spooled():
             assert dcmread(path).SOPInstanceUID
     assert not list((tmp_path / "state" / "spool" / "incoming").iterdir())
+
+
+def test_a_data_set_in_fragments_of_one_byte_is_kept(listener: RunningListener, tmp_path: Path) -> None:
+    """Thousands of them lie in the buffer at once: more than the system writes in one call."""
+    path = make_ct_series(tmp_path / "bytewise", slices=2, rows=64, columns=64, series="bytewise").paths[0]
+    file, content = read_part10(path), data_set_of(path)
+    sender = RawSender(listener.port, file.contexts[:1])
+    sender.send_values((1, 3, store_command(file.sop_class_uid, file.sop_instance_uid)))
+    pieces = [(1, 2 if place == len(content) - 1 else 0, content[place : place + 1]) for place in range(len(content))]
+    for place in range(0, len(pieces), 3000):
+        sender.send_values(*pieces[place : place + 3000])
+    wait_until(lambda: file.sop_instance_uid in listener.recorded(), "the row")
+    sender.link.close()
+    assert listener.kept()[file.sop_instance_uid] == content
