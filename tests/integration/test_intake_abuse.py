@@ -249,7 +249,7 @@ def test_500_associations_at_once_are_taken_or_told_to_come_later(victim: Victim
 
 
 def test_the_listener_claims_the_descriptors_that_its_associations_need() -> None:
-    program = "import resource as r; from node.intake.association import _claim_descriptors as claim;"
+    program = "import resource as r; from node.intake.listener import _claim_descriptors as claim;"
     program += "r.setrlimit(r.RLIMIT_NOFILE, (200, 3000)); claim(16); print(r.getrlimit(r.RLIMIT_NOFILE));"
     program += "claim(1024); print(r.getrlimit(r.RLIMIT_NOFILE)); claim(16); print(r.getrlimit(r.RLIMIT_NOFILE))"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
