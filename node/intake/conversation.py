@@ -59,6 +59,8 @@ class Message:
 
     context_id: int
     command: Command
+    store: StoreRequest | None = None
+    """What it says where it is a C-STORE request with a data set."""
     incoming: IncomingFile | None = None
     report: bytearray | None = None
     begun_s: float = field(default_factory=time.monotonic)
@@ -225,7 +227,7 @@ class Conversation:
         if number_in(self._message.command, CommandElement.DATA_SET_TYPE) == NO_DATA_SET:
             self._answer()
         elif self._message.field == CommandField.C_STORE_RQ:
-            request = self._store_request(self._message)
+            request = self._message.store = self._store_request(self._message)
             identity = FileIdentity(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax_uid, request.calling_ae_title)
             self._message.incoming = self.services.spool.open_incoming(identity, self._last_size_bytes)
         elif self._message.field == CommandField.N_EVENT_REPORT_RQ and self.services.on_report is not None:
@@ -236,7 +238,7 @@ class Conversation:
         if message is None:
             return
         if message.field == CommandField.C_STORE_RQ:
-            status: int = on_c_store(self._store_request(message), message.incoming, self.services.accept)
+            status: int = on_c_store(message.store or self._store_request(message), message.incoming, self.services.accept)
             self.instances += 1
             if message.incoming is not None:
                 self.size_bytes += message.incoming.size_bytes

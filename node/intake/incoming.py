@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,10 @@ MOST_PIECES: Final = 1000
 """The system takes 1024 at once (IOV_MAX); a data set may come in fragments of one byte."""
 
 _THIS_BOOT: Final = this_boot()
+
+
+_PREFIX: Final = bytes(SEAL_BYTES) + b"DICM" + struct.pack("<HH2sH", 0x0002, 0x0000, b"UL", 4)
+"""Up to the value of File Meta Information Group Length (PS3.10 7.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,18 +182,23 @@ class IncomingFile:
 
 def file_head(identity: FileIdentity) -> bytes:
     """Answers preamble and file meta information; written by hand, since the values come from the network and may be anything."""
-    elements = [
-        _element(0x0001, b"OB", b"\x00\x01"),
-        _element(0x0002, b"UI", _text(identity.sop_class_uid)),
-        _element(0x0003, b"UI", _text(identity.sop_instance_uid)),
-        _element(0x0010, b"UI", _text(identity.transfer_syntax_uid)),
+    before, behind = _around_instance(identity.sop_class_uid, identity.transfer_syntax_uid, identity.calling_ae_title)
+    meta = before + _element(0x0003, b"UI", _text(identity.sop_instance_uid)) + behind
+    return _PREFIX + struct.pack("<I", len(meta)) + meta
+
+
+@lru_cache(maxsize=256)
+def _around_instance(sop_class_uid: str, transfer_syntax_uid: str, calling_ae_title: str) -> tuple[bytes, bytes]:
+    """Answers what stands before and behind the SOP Instance UID: the same for all instances of a series."""
+    before = _element(0x0001, b"OB", b"\x00\x01") + _element(0x0002, b"UI", _text(sop_class_uid))
+    behind = [
+        _element(0x0010, b"UI", _text(transfer_syntax_uid)),
         _element(0x0012, b"UI", _text(IMPLEMENTATION_CLASS_UID)),
         _element(0x0013, b"SH", _text(IMPLEMENTATION_VERSION_NAME)),
     ]
-    if identity.calling_ae_title:
-        elements.append(_element(0x0016, b"AE", _text(identity.calling_ae_title)))
-    meta = b"".join(elements)
-    return bytes(SEAL_BYTES) + b"DICM" + _element(0x0000, b"UL", struct.pack("<I", len(meta))) + meta
+    if calling_ae_title:
+        behind.append(_element(0x0016, b"AE", _text(calling_ae_title)))
+    return before, b"".join(behind)
 
 
 def _element(number: int, vr: bytes, value: bytes) -> bytes:

@@ -25,7 +25,9 @@ _STUDY_INSTANCE_UID: Final = Tag("StudyInstanceUID")
 _SERIES_INSTANCE_UID: Final = Tag("SeriesInstanceUID")
 _PIXELS: Final = Tag(0x7FDFFFFF)
 _NEEDED: Final = (_SOP_CLASS_UID, _SOP_INSTANCE_UID, _STUDY_INSTANCE_UID, _SERIES_INSTANCE_UID)
+# As plain numbers: pydicom's tags compare in Python.
 _NEEDED_KEYS: Final = frozenset(int(tag) for tag in _NEEDED)
+_LAST_NEEDED: Final = int(_SERIES_INSTANCE_UID)
 
 HEAD_BYTES: Final = 1 << 22
 """How much of a data set is read to find its UIDs, what is skipped not counted: a few kB can stand for gigabytes."""
@@ -141,9 +143,9 @@ def scan_uids(beginning: bytes | bytearray, *, implicit: bool) -> dict[int, str]
             if not implicit and vr != b"UI":
                 return None
             found[tag] = beginning[place : place + length].decode("ascii", "replace").strip("\x00 ")
-            if tag == _SERIES_INSTANCE_UID:
+            if tag == _LAST_NEEDED:
                 return found if len(found) == len(_NEEDED) else None
-        elif tag > _SERIES_INSTANCE_UID:
+        elif tag > _LAST_NEEDED:
             return None
         place += length
         before = tag
