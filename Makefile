@@ -19,7 +19,7 @@ WORDS := sed -unE 's/^ *Downloading ([^ ]*\/)?([^/ ]+) \((.*)\)/  fetching \2 (\
   s/^ *Building (wheel|editable) for ([^ ]+).*: started/  building \2/p; s/^Installing collected packages.*/  installing/p'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fmt lint type test unit check peers bench bench-listener soak docs demo constraints clean
+.PHONY: explore help setup fmt lint type test unit check peers bench bench-listener soak docs demo constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -57,6 +57,9 @@ test: $(STAMP) peers lint type  ## everything: Debian peers (when root), lint, t
 
 unit: $(STAMP)  ## the fast tests only
 	$(BIN)/pytest tests/unit tests/house $(PYTEST)
+
+explore: $(STAMP)  ## the property tests with random examples, which `make test` leaves as they are
+	HYPOTHESIS_PROFILE=explore $(BIN)/pytest -n auto $$(grep -rl hypothesis tests --include='test_*.py') $(PYTEST)
 
 check: lint type unit  ## before a commit: lint, types, fast tests
 

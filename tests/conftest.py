@@ -10,12 +10,18 @@ from typing import Final
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from tests.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()  # before any test module imports MONAI
 
 TESTS: Final = Path(__file__).resolve().parent
+
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+"""A change is judged by the same examples everywhere; `make explore` looks for new ones, and what it finds becomes an `@example`."""
 
 LONGEST_FIRST: Final = (
     "faults/test_soak.py",

@@ -22,6 +22,7 @@ _SHORT: Final = struct.Struct("<HH2sH")
 _LONG: Final = struct.Struct("<HH2sHI")
 _LONG_VRS: Final = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 """Value representations whose length has four bytes (PS3.5 Table 7.1-1)."""
+_SHORT_VRS: Final = frozenset(vr.encode() for vr in "AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
 _SOP_CLASS_UID, _SOP_INSTANCE_UID, _TRANSFER_SYNTAX_UID = 0x0002, 0x0003, 0x0010
 
 
@@ -75,7 +76,7 @@ def _meta_of(head: bytes) -> tuple[str, str, str, int] | None:
         return None
     _, _, group, element, vr, length, group_length = _PREFIX.unpack_from(head)
     end = _PREFIX.size + group_length
-    if (group, element, vr, length) != (2, 0, b"UL", 4) or len(head) < end:
+    if (group, element, vr, length) != (2, 0, b"UL", 4) or len(head) < end + _SHORT.size:  # no element follows
         return None
     values: dict[int, bytes] = {}
     place = _PREFIX.size
@@ -87,6 +88,8 @@ def _meta_of(head: bytes) -> tuple[str, str, str, int] | None:
             if begin > end:
                 return None
             *_, length = _LONG.unpack_from(head, place)
+        elif vr not in _SHORT_VRS:
+            return None
         if group != 2:
             return None
         place = begin + length

@@ -164,6 +164,7 @@ def test_meta_information_of_any_length_is_read(tmp_path: Path, private: int) ->
 @given(st.integers(130, 360), st.integers(0, 30), st.binary(max_size=12))
 @example(144, 4, b"\xff\xff\xff\xff")
 @example(132, 12, b"")
+@example(277, 4, b"")
 def test_what_we_read_of_a_broken_file_is_what_pydicom_reads(tmp_path: Path, place: int, taken: int, given_: bytes) -> None:
     content = bytearray(file_of())
     content[place : place + taken] = given_
