@@ -76,7 +76,7 @@ def _meta_of(head: bytes) -> tuple[str, str, str, int] | None:
         return None
     _, _, group, element, vr, length, group_length = _PREFIX.unpack_from(head)
     end = _PREFIX.size + group_length
-    if (group, element, vr, length) != (2, 0, b"UL", 4) or len(head) < end + _SHORT.size:  # no element follows
+    if (group, element, vr, length) != (2, 0, b"UL", 4) or len(head) < end:
         return None
     values: dict[int, bytes] = {}
     place = _PREFIX.size
