@@ -13,7 +13,7 @@ from typing import Final
 
 from node.codes import IMPLEMENTATION_CLASS_UID
 from node.errors import OutOfResources
-from node.files import Durability
+from node.files import Durability, fsync_folder
 from node.intake.seal import SEAL_BYTES, Seal, this_boot
 from node.intake.watermark import as_out_of_resources
 from node.network import IMPLEMENTATION_VERSION_NAME
@@ -83,12 +83,21 @@ class IncomingFile:
         """The first BEGINNING_BYTES of the data set."""
         self._digest = hashlib.sha256() if durability is Durability.POWER_LOSS else None
         self._descriptor = -1
+        self._is_new = False
+        """Whether its name was not made ahead: it is not on the disk yet."""
         self._fault = objection()
         if self._fault is None:
             try:
-                self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, ARRIVING_MODE)
+                self._descriptor = self._open()
             except OSError as error:
                 self._fail(error)
+
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._is_new = True
+            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, ARRIVING_MODE)
 
     @property
     def is_open(self) -> bool:
@@ -142,7 +151,7 @@ class IncomingFile:
             raise self._fault
 
     def seal(self) -> SealedFile:
-        """Closes the file when all of it is as safe as promised, seal included: one flush of the disk.
+        """Closes the file when all of it is as safe as promised, seal included: one flush of the disk, two where no place was made ahead.
 
         Raises
         ------
@@ -157,6 +166,8 @@ class IncomingFile:
             os.pwrite(self._descriptor, seal.encode(), 0)
             if self._durability is Durability.POWER_LOSS:
                 os.fdatasync(self._descriptor)  # its size is part of it, the time of the change is not
+                if self._is_new:
+                    fsync_folder(self.path.parent)
         except OSError as error:
             self._fail(error)
             self.check()

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,7 +18,7 @@ from node.domain.states import DeliveryState, JobState, Outcome
 from node.errors import OutOfResources, StoreOutOfResources
 from node.files import Durability
 from node.intake import incoming as incoming_module
-from node.intake.incoming import FileIdentity
+from node.intake.incoming import FileIdentity, IncomingFile
 from node.intake.spool import Spool
 from node.intake.watermark import REMIND_EVERY_S, BelowWatermark, Watermark
 from node.journal import JobEnd, JobJournal, NewJob, OutboxJournal, open_database, transaction
@@ -238,6 +239,20 @@ def test_only_power_loss_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.
     with spool.settling([sealed]) as kept:
         assert len(calls) == 2 * flushes, "and the folder that names it, when nobody waits"
         assert data_set_of(kept[0].path) == b"\1" * 100
+
+
+def test_a_file_whose_name_was_not_made_ahead_has_its_folder_flushed_before_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the disk does not let names be made for a moment: else a power cut takes the name, and the instance with it."""
+    flushed: list[bool] = []
+    for name in ("fsync", "fdatasync"):
+        flush = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda of, flush=flush: (flushed.append(stat.S_ISDIR(os.fstat(of).st_mode)), flush(of))[1])
+    incoming = IncomingFile(tmp_path / "new.part", IDENTITY)
+    incoming.write(b"\1" * 100)
+    incoming.seal()
+    assert flushed == [False, True]
 
 
 @pytest.mark.parametrize(("durability", "synchronous"), [("power-loss", 2), ("process-crash", 1)])

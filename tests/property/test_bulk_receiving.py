@@ -48,28 +48,12 @@ def saying(words: bytes, cuts: list[int]) -> tuple[Link, socket.socket]:
     return Link(far, timeout_s=5.0, longest_pdu_bytes=LONGEST), near
 
 
-def by_pdus(link: Link) -> list[tuple[int, int, int, bytes]]:
-    """Kind of PDU, context, flags and bytes of all that comes, by the thorough way; fragments of a data set are joined."""
+def heard(link: Link, *, quickly: bool) -> list[tuple[int, int, int, bytes]]:
+    """Kind of PDU, context, flags and bytes of all that comes: by whole PDUs, or by the quick way wherever it will."""
     found: list[tuple[int, int, int, bytes]] = []
     try:
         while True:
-            kind, body = link.receive_pdu()
-            if kind != PduType.DATA:
-                found.append((kind, 0, 0, bytes(body)))
-                continue
-            for context_id, flags, data in link.fragments_in(body):
-                found.append((kind, context_id, flags, bytes(data)))
-    except LinkBroken as error:
-        found.append((-1, 0, 0, str(error).encode()))
-    return found
-
-
-def by_pieces(link: Link) -> list[tuple[int, int, int, bytes]]:
-    """The same by the quick way wherever it will."""
-    found: list[tuple[int, int, int, bytes]] = []
-    try:
-        while True:
-            received = link.receive_data(1, 1e18)
+            received = link.receive_data(1, 1e18) if quickly else None
             if received is not None:
                 pieces, is_last = received
                 assert pieces or is_last
@@ -109,10 +93,10 @@ pdus = st.builds(lambda some: data_pdu(*some), st.lists(fragments, min_size=1, m
 def test_pieces_as_they_come_are_the_fragments_of_whole_pdus(words: list[bytes], cuts: list[int], changes: list[Edit]) -> None:
     said = mutated(b"".join(words), changes)
     answers = []
-    for way in (by_pdus, by_pieces):
+    for quickly in (False, True):
         link, near = saying(said, cuts)
         with closing(near), closing(link):
-            answers.append(joined(way(link)))
+            answers.append(joined(heard(link, quickly=quickly)))
     thorough, quick = answers
     if thorough[-1] == quick[-1]:
         assert quick == thorough
