@@ -15,6 +15,17 @@ class Durability(StrEnum):
     """The kernel has it: kill -9 loses nothing, a power cut loses the last seconds."""
 
 
+def lies_in_memory(folder: Path) -> bool:
+    """Answers whether a folder lies in a file system without a disk behind it (Linux: /proc/self/mountinfo, proc(5))."""
+    try:
+        device = folder.stat().st_dev
+        mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return False
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    return any(mount[2] == wanted and mount[mount.index("-") + 1] == "tmpfs" for mount in mounts if "-" in mount[:-1])
+
+
 def flush_file(path: Path) -> None:
     """Flushes the content of a file to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

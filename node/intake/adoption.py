@@ -39,6 +39,9 @@ class _KeptBytes:
     head_bytes: int
     beginning: bytes = b""
 
+    def flush(self) -> None:
+        """It is whole on the disk."""
+
 
 @dataclass
 class Reconciled:

@@ -10,7 +10,7 @@ import structlog
 
 from node.intake.admission import Caller, Refusal
 from node.intake.handlers import Accept, OnReport, on_c_echo, on_c_store, on_n_event_report
-from node.intake.incoming import FileIdentity, IncomingFile
+from node.intake.incoming import BEGINNING_BYTES, FileIdentity, IncomingFile
 from node.intake.negotiation import MalformedRequest, accept_request, read_request, rejection_pdu
 from node.intake.spool import Spool
 from node.intake.uids import StoreRequest
@@ -26,7 +26,7 @@ from node.network import (
 )
 from node.network.command import Command, decode_command, encode_command, number_in, text_in
 from node.network.commitment import LONGEST_REPORT_BYTES
-from node.network.link import SLOWEST_BYTES_PER_S, Link, pdu
+from node.network.link import BULK_BYTES, SLOWEST_BYTES_PER_S, Link, pdu
 
 ARTIM_S: Final = 30.0
 """How long a new connection may take to say what it wants, the handshake of TLS included (PS3.8 9.1.4)."""
@@ -35,6 +35,9 @@ LONGEST_REQUEST_BYTES: Final = 1 << 18
 """Of the first PDU: 128 presentation contexts with every transfer syntax that there is take 207 kB."""
 
 LONGEST_COMMAND_BYTES: Final = 1 << 16
+SHORT_GULP_BYTES: Final = BEGINNING_BYTES + 512
+"""The next command, and as much of the data set behind it as has to be looked at."""
+
 SERVICE_PROVIDER: Final = 2
 """Source of an A-ABORT (PS3.8 Table 9-26)."""
 
@@ -59,17 +62,14 @@ class Message:
 
     context_id: int
     command: Command
+    kind: int
+    """Command Field: what kind of request it is."""
     store: StoreRequest | None = None
     """What it says where it is a C-STORE request with a data set."""
     incoming: IncomingFile | None = None
     report: bytearray | None = None
     begun_s: float = field(default_factory=time.monotonic)
     size_bytes: int = 0
-
-    @property
-    def field(self) -> int:
-        """What kind of request it is."""
-        return number_in(self.command, CommandElement.COMMAND_FIELD) or 0
 
 
 @dataclass(eq=False)
@@ -154,12 +154,19 @@ class Conversation:
         message = self._message
         if message is None or message.incoming is None:
             return self._serve_pdu()
+        incoming = message.incoming
         until_s = message.begun_s + self.services.network_timeout_s + message.size_bytes / SLOWEST_BYTES_PER_S
-        received = self.link.receive_data(message.context_id, until_s + 1.0)  # at least a second for the next piece
+        received = self.link.receive_data(message.context_id, until_s + 1.0, incoming.room())  # at least a second for the next piece
         if received is None:
             return self._serve_pdu()
-        pieces, is_last = received
-        self._take_data(message, *pieces)
+        pieces, is_last, in_room = received
+        self._count(message, pieces)
+        if in_room:
+            incoming.note_placed(pieces[0])
+        elif is_last:
+            incoming.conclude(*pieces)
+        else:
+            incoming.write(*pieces)
         if is_last:
             self._answer()
         return True
@@ -207,51 +214,55 @@ class Conversation:
             "message.broken_off", calling_ae_title=self.calling_ae_title, reason="the next command came in the middle of its data set"
         )
 
-    def _take_data(self, message: Message, *pieces: memoryview) -> None:
-        message.size_bytes += sum(map(len, pieces))
-        if time.monotonic() - message.begun_s > self.services.network_timeout_s + message.size_bytes / SLOWEST_BYTES_PER_S:
-            raise self.link.broken("sends a data set too slowly")
+    def _take_data(self, message: Message, fragment: memoryview) -> None:
+        self._count(message, [fragment])
         if message.incoming is not None:
-            message.incoming.write(*pieces)
+            message.incoming.write(fragment)
         elif message.report is not None:
             if message.size_bytes > LONGEST_REPORT_BYTES:
                 raise self.link.broken("sends a report without end")
-            for piece in pieces:
-                message.report += piece
+            message.report += fragment
+
+    def _count(self, message: Message, pieces: list[memoryview]) -> None:
+        message.size_bytes += sum(map(len, pieces))
+        if time.monotonic() - message.begun_s > self.services.network_timeout_s + message.size_bytes / SLOWEST_BYTES_PER_S:
+            raise self.link.broken("sends a data set too slowly")
 
     def _begin(self, context_id: int) -> None:
         if context_id not in self._transfer_syntaxes:
             raise self.link.broken("used a presentation context that was not accepted")
-        self._message = Message(context_id, decode_command(bytes(self._command)))
+        command = decode_command(bytes(self._command))
         self._command.clear()
-        if number_in(self._message.command, CommandElement.DATA_SET_TYPE) == NO_DATA_SET:
+        message = self._message = Message(context_id, command, number_in(command, CommandElement.COMMAND_FIELD) or 0)
+        if number_in(command, CommandElement.DATA_SET_TYPE) == NO_DATA_SET:
             self._answer()
-        elif self._message.field == CommandField.C_STORE_RQ:
-            request = self._message.store = self._store_request(self._message)
+        elif message.kind == CommandField.C_STORE_RQ:
+            request = message.store = self._store_request(message)
             identity = FileIdentity(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax_uid, request.calling_ae_title)
-            self._message.incoming = self.services.spool.open_incoming(identity, self._last_size_bytes)
-        elif self._message.field == CommandField.N_EVENT_REPORT_RQ and self.services.on_report is not None:
-            self._message.report = bytearray()
+            incoming = message.incoming = self.services.spool.open_incoming(identity, self._last_size_bytes)
+            self.link.gulp_bytes = SHORT_GULP_BYTES if incoming.is_mapped else BULK_BYTES
+        elif message.kind == CommandField.N_EVENT_REPORT_RQ and self.services.on_report is not None:
+            message.report = bytearray()
 
     def _answer(self) -> None:
         message = self._message
         if message is None:
             return
-        if message.field == CommandField.C_STORE_RQ:
+        if message.kind == CommandField.C_STORE_RQ:
             status: int = on_c_store(message.store or self._store_request(message), message.incoming, self.services.accept)
             self.instances += 1
             if message.incoming is not None:
                 self.size_bytes += message.incoming.size_bytes
                 self._last_size_bytes = message.incoming.size_bytes
-        elif message.field == CommandField.C_ECHO_RQ:
+        elif message.kind == CommandField.C_ECHO_RQ:
             status = on_c_echo()
-        elif message.field == CommandField.N_EVENT_REPORT_RQ:
+        elif message.kind == CommandField.N_EVENT_REPORT_RQ:
             syntax = self._transfer_syntaxes[message.context_id]
             status = on_n_event_report(message.command, bytes(message.report or b""), syntax, self.services.on_report)
         else:
             status = GeneralStatus.UNRECOGNIZED_OPERATION
         self._message = None
-        if message.field & CommandField.RESPONSE or message.field == CommandField.C_CANCEL_RQ:
+        if message.kind & CommandField.RESPONSE or message.kind == CommandField.C_CANCEL_RQ:
             return  # nothing of ours is under way that this could belong to
         self.link.send_fragments(message.context_id, COMMAND_FRAGMENT, [encode_command(_response(message, status))])
 
@@ -267,7 +278,7 @@ class Conversation:
 
 def _response(message: Message, status: int) -> Command:
     response: dict[int, int | str] = {
-        CommandElement.COMMAND_FIELD: message.field | CommandField.RESPONSE,
+        CommandElement.COMMAND_FIELD: message.kind | CommandField.RESPONSE,
         CommandElement.MESSAGE_ID_RESPONDED_TO: number_in(message.command, CommandElement.MESSAGE_ID) or 0,
         CommandElement.DATA_SET_TYPE: NO_DATA_SET,
         CommandElement.STATUS: status,

@@ -6,15 +6,15 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from node.codes import IMPLEMENTATION_CLASS_UID
 from node.errors import OutOfResources
 from node.files import Durability, fsync_folder
 from node.intake.seal import SEAL_BYTES, Seal, this_boot
+from node.intake.slots import Place
 from node.intake.watermark import as_out_of_resources
 from node.network import IMPLEMENTATION_VERSION_NAME
 
@@ -35,8 +35,7 @@ _PREFIX: Final = bytes(SEAL_BYTES) + b"DICM" + struct.pack("<HH2sH", 0x0002, 0x0
 """Up to the value of File Meta Information Group Length (PS3.10 7.1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileIdentity:
+class FileIdentity(NamedTuple):
     """What the file meta information of an arriving instance says (PS3.10 Table 7.1-1)."""
 
     sop_class_uid: str
@@ -45,12 +44,18 @@ class FileIdentity:
     calling_ae_title: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SealedFile:
+class SealedFile(NamedTuple):
     """An instance that is whole and safe, and waits for its name and its row."""
 
-    path: Path
+    name: str
     seal: Seal
+    mapped: memoryview | None = None
+    """Its pages, where they are mapped: given back when nobody waits, by whoever files it."""
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return Path(self.name)
 
 
 class IncomingFile:
@@ -65,14 +70,14 @@ class IncomingFile:
 
     def __init__(
         self,
-        path: Path,
+        place: Place,
         identity: FileIdentity,
         *,
         objection: Callable[[], OutOfResources | None] = lambda: None,
         durability: Durability = Durability.POWER_LOSS,
     ) -> None:
-        """Begins the file at `path`, which may be there, empty."""
-        self.path = path
+        """Begins the file."""
+        self._place = place
         self.size_bytes = 0
         self._objection = objection
         self._durability = durability
@@ -81,9 +86,11 @@ class IncomingFile:
         self.head_bytes = len(self._unwritten_head)
         self.beginning = bytearray()
         """The first BEGINNING_BYTES of the data set."""
+        self._held: tuple[bytes | memoryview, ...] = ()
+        """The whole data set, where it is short and all there: it is written together with its seal."""
         self._digest = hashlib.sha256() if durability is Durability.POWER_LOSS else None
         self._descriptor = -1
-        self._is_new = False
+        self._is_new = not place.is_made
         """Whether its name was not made ahead: it is not on the disk yet."""
         self._fault = objection()
         if self._fault is None:
@@ -93,57 +100,95 @@ class IncomingFile:
                 self._fail(error)
 
     def _open(self) -> int:
-        try:
-            return os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            self._is_new = True
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, ARRIVING_MODE)
+        if self._place.is_made:
+            try:
+                return os.open(self._place.name, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:  # removed by hand
+                self._is_new = True
+        return os.open(self._place.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, ARRIVING_MODE)
+
+    @property
+    def path(self) -> Path:
+        """Where it lies, what is held back not included: see `flush`."""
+        return Path(self._place.name)
 
     @property
     def is_open(self) -> bool:
         """Whether it has been neither sealed nor discarded."""
         return self._descriptor >= 0
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether bytes can be put into its place directly, as long as there is room."""
+        return self._place.mapped is not None
+
+    def room(self) -> memoryview | None:
+        """Answers where the next bytes of the data set belong, None where they have to be written; see `note_placed`."""
+        mapped, place = self._place.mapped, self.head_bytes + self.size_bytes
+        return mapped[place:] if mapped is not None and self._descriptor >= 0 and place < len(mapped) else None
+
+    def note_placed(self, bytes_in_place: memoryview) -> None:
+        """Takes the next bytes of the data set, which lie in the `room` already."""
+        self._account((bytes_in_place,))
+
     def write(self, *pieces: bytes | memoryview) -> None:
         """Takes the next bytes of the data set, in one call to the system."""
         if self._descriptor < 0:
             return
-        size_bytes = sum(map(len, pieces))
         try:
-            self._write_whole(pieces, size_bytes)
+            self._write_whole(pieces, self.head_bytes + self.size_bytes)
         except OSError as error:
             self._fail(error)
-            return
+        else:
+            self._account(pieces)
+
+    def conclude(self, *pieces: bytes | memoryview) -> None:
+        """Takes the last bytes of the data set; they stay as they are until the file is sealed or discarded."""
+        if not self._unwritten_head or self._place.has_blocks or len(pieces) > MOST_PIECES - 2:
+            self.write(*pieces)
+        elif self._descriptor >= 0:
+            self._held = pieces
+            self._account(pieces)
+
+    def _account(self, pieces: Sequence[bytes | memoryview]) -> None:
         if self.size_bytes < BEGINNING_BYTES:
             for piece in pieces:
                 self.beginning += piece[: BEGINNING_BYTES - len(self.beginning)]
         if self._digest is not None:
             for piece in pieces:
                 self._digest.update(piece)
-        self.size_bytes += size_bytes
+        self.size_bytes += sum(map(len, pieces))
         if self.size_bytes >= self._look_at_bytes:
             self._look_at_bytes = self.size_bytes + LOOK_EVERY_BYTES
             self._fault = self._objection()
             if self._fault is not None:
                 self.discard()
 
-    def _write_whole(self, pieces: Sequence[bytes | memoryview], size_bytes: int) -> None:
+    def _write_whole(self, pieces: Sequence[bytes | memoryview], place: int) -> None:
+        """Writes pieces where they belong in the file, and the head before them where that is still to be done."""
         if self._unwritten_head:
-            pieces = (self._unwritten_head, *pieces)
-            size_bytes += self.head_bytes
-            self._unwritten_head = b""
+            head, self._unwritten_head = self._unwritten_head, b""
+            if place == self.head_bytes:
+                pieces, place = (head, *pieces), 0
+            else:
+                os.pwrite(self._descriptor, head, 0)
         if len(pieces) > MOST_PIECES:
             pieces = (b"".join(pieces),)
-        written = os.writev(self._descriptor, pieces)
-        if written < size_bytes:  # a disk that fills up, or a signal
-            rest = memoryview(b"".join(pieces))[written:]
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
+        missing = sum(map(len, pieces)) - os.pwritev(self._descriptor, pieces, place)
+        if missing:  # a disk that fills up, or a signal
+            whole = b"".join(pieces)
+            while missing:
+                begun = len(whole) - missing
+                missing -= os.pwrite(self._descriptor, memoryview(whole)[begun:], place + begun)
 
     def flush(self) -> None:
         """Sees to it that the file can be read by its path."""
-        if self._unwritten_head:
-            self.write(b"")
+        if self._unwritten_head and self._descriptor >= 0:
+            held, self._held = self._held, ()
+            try:
+                self._write_whole(held, self.head_bytes)
+            except OSError as error:
+                self._fail(error)
 
     def check(self) -> None:
         """Raises OutOfResources when a part of the data set could not be written."""
@@ -158,12 +203,11 @@ class IncomingFile:
         OutOfResources
             When it is not; nothing is left of the instance.
         """
-        self.flush()
         self.check()
         digest = b"" if self._digest is None else self._digest.digest()
         seal = Seal(self.head_bytes, self.size_bytes, time.time(), digest, _THIS_BOOT)
         try:
-            os.pwrite(self._descriptor, seal.encode(), 0)
+            self._write_seal(seal.encode())
             if self._durability is Durability.POWER_LOSS:
                 os.fdatasync(self._descriptor)  # its size is part of it, the time of the change is not
                 if self._is_new:
@@ -172,7 +216,18 @@ class IncomingFile:
             self._fail(error)
             self.check()
         self._close()
-        return SealedFile(self.path, seal)
+        return SealedFile(self._place.name, seal, self._place.mapped)
+
+    def _write_seal(self, preamble: bytes) -> None:
+        """Writes the seal: behind everything else, or in one with it, where a file that is too short for its seal tells that it is torn."""
+        if self._unwritten_head and not self._place.has_blocks:
+            self._unwritten_head = preamble + self._unwritten_head[SEAL_BYTES:]
+            self.flush()
+            self.check()
+        else:
+            self.flush()
+            self.check()
+            os.pwrite(self._descriptor, preamble, 0)
 
     def discard(self) -> None:
         """Forgets the instance: closed and gone. Harmless when it has been sealed."""
@@ -187,6 +242,7 @@ class IncomingFile:
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
+        self._held = ()
         if descriptor >= 0:
             os.close(descriptor)
 

@@ -38,7 +38,6 @@ class Intake:
             When the bytes are no data set, or lack the UIDs under which to file them.
         """
         try:
-            incoming.flush()
             incoming.check()
             uids = read_uids(incoming, request)
             refuse_bomb(incoming, request.transfer_syntax_uid)

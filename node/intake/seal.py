@@ -6,9 +6,8 @@ promised: whoever finds one takes it in. PS3.10 7.1 leaves the preamble to the a
 
 import struct
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 SEAL_BYTES: Final = 128
 """As long as the preamble of a Part 10 file (PS3.10 7.1)."""
@@ -18,8 +17,7 @@ _LAYOUT: Final = struct.Struct("<8sQQd32s16s")
 _CHECK: Final = struct.Struct("<I")
 
 
-@dataclass(frozen=True, slots=True)
-class Seal:
+class Seal(NamedTuple):
     """What a listener notes of an instance before it answers with success."""
 
     head_bytes: int

@@ -8,9 +8,8 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -39,8 +38,7 @@ STOP_GRACE_S: Final = 10.0
 log = structlog.get_logger("radnode")
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A sealed instance and what is to stand in its row."""
 
     file: SealedFile

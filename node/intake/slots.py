@@ -2,18 +2,24 @@
 
 A new file is found after a power cut only when its folder was flushed, and its blocks only when the log of the file system was: a second
 and a third flush for every instance. Empty files, made and flushed by the dozen when nobody waits, save the one; files that already have
-their blocks (`preallocated_bytes`) save the other, and the search for free blocks with it.
+their blocks (`preallocated_bytes`) save the other, and the search for free blocks with it. In a file system that lies in memory they
+are mapped besides: the network then puts the bytes where they stay, and nothing is copied a second time.
 """
 
 import itertools
+import mmap
 import os
 import threading
 import uuid
 from collections import deque
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from node.files import Durability, flush_file, fsync_folder
+from node.files import Durability, flush_file, fsync_folder, lies_in_memory
+
+_POPULATE: Final = getattr(mmap, "MAP_POPULATE", 0)  # Linux: else the first touch of each page costs more than a copy
 
 MADE_AT_ONCE: Final = 64
 REFILL_BELOW: Final = 32
@@ -24,6 +30,19 @@ SIZE_CLASSES_BYTES: Final = (160 << 10, 576 << 10, 2304 << 10)
 
 SMALLEST_PREALLOCATED_BYTES: Final = 32 << 10
 """Below this there is nothing to be saved."""
+
+
+class Place(NamedTuple):
+    """Where a file is about to arrive."""
+
+    name: str
+    """Its path, as the system takes it."""
+    is_made: bool = False
+    """Whether the file lies there already, and a power cut would not take its name."""
+    has_blocks: bool = False
+    """Whether it is full of zeros, and not empty."""
+    mapped: memoryview | None = None
+    """Of a file with blocks: these, where they are memory."""
 
 
 def size_class_of(size_bytes: int) -> int | None:
@@ -39,20 +58,21 @@ class Slots:
     def __init__(self, folder: Path, durability: Durability, preallocated_bytes: int = 0) -> None:
         """`preallocated_bytes`: how much of the disk the places with blocks may take."""
         self._folder = folder
+        self._folder_name = str(folder)
         self._is_flushed = durability is Durability.POWER_LOSS
         self._preallocated_bytes = preallocated_bytes
-        self._empty: deque[Path] = deque()
-        self._with_blocks: dict[int, deque[Path]] = {size: deque() for size in SIZE_CLASSES_BYTES}
+        self._empty: deque[Place] = deque()
+        self._with_blocks: dict[int, deque[Place]] = {size: deque() for size in SIZE_CLASSES_BYTES}
         self._wanted = SIZE_CLASSES_BYTES[1]
         self._one_maker = threading.Lock()
         self._prefix = uuid.uuid4().hex[:16]
         self._numbers = itertools.count()
 
-    def take(self, expected_bytes: int | None = None) -> Path:
-        """Answers a path for a file that is about to arrive, where it may lie already, empty or full of zeros.
+    def take(self, expected_bytes: int | None = None) -> Place:
+        """Answers where a file that is about to arrive can be put.
 
         `expected_bytes`: of the instance, if anybody knows; the last one over the same association is a good guess. Where no place can be
-        made, the path is of a file to be made: whoever opens it meets the same trouble, and tells it.
+        made, the file is still to be made: whoever opens it meets the same trouble, and tells it.
         """
         size = self._wanted if expected_bytes is None else size_class_of(expected_bytes)
         if self._preallocated_bytes and size is not None:
@@ -61,9 +81,9 @@ class Slots:
                 return self._with_blocks[size].popleft()
             except IndexError:  # more came than was made ahead
                 pass
-        return self._take_empty() if self._is_flushed else self._new_path()
+        return self._take_empty() if self._is_flushed else Place(self._new_name())
 
-    def _take_empty(self) -> Path:
+    def _take_empty(self) -> Place:
         while True:
             try:
                 return self._empty.popleft()
@@ -74,7 +94,7 @@ class Slots:
                     if not self._empty:
                         self._make_empty()
             except OSError:
-                return self._new_path()
+                return Place(self._new_name())
 
     def refill(self) -> bool:
         """Makes some places where few are left; answers whether more are wanted. Raises OSError."""
@@ -91,39 +111,49 @@ class Slots:
             return False
         for size, places in self._with_blocks.items():
             while size != wanted and places and taken + wanted > self._preallocated_bytes:
-                places.popleft().unlink(missing_ok=True)
+                _remove(places.popleft())
                 taken -= size
-        paths = [self._new_path() for _ in range(min(MADE_AT_ONCE // 4, (self._preallocated_bytes - taken) // wanted))]
-        for path in paths:
-            self._make(path, bytes(wanted))
+        made = [self._make(wanted) for _ in range(min(MADE_AT_ONCE // 4, (self._preallocated_bytes - taken) // wanted))]
         if self._is_flushed:
-            for path in paths:
-                flush_file(path)
+            for place in made:
+                flush_file(Path(place.name))
             fsync_folder(self._folder)
-        self._with_blocks[wanted].extend(paths)
-        return bool(paths)
+        self._with_blocks[wanted].extend(made)
+        return bool(made)
 
     def clear(self) -> None:
         """Removes the places that nobody took."""
         for places in (self._empty, *self._with_blocks.values()):
             while places:
-                places.popleft().unlink(missing_ok=True)
+                _remove(places.popleft())
 
     def _make_empty(self) -> None:
-        paths = [self._new_path() for _ in range(MADE_AT_ONCE)]
-        for path in paths:
-            self._make(path, b"")
+        places = [self._make(0) for _ in range(MADE_AT_ONCE)]
         fsync_folder(self._folder)
-        self._empty.extend(paths)
+        self._empty.extend(places)
 
-    def _make(self, path: Path, content: bytes) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PLACE_MODE)
+    def _make(self, size_bytes: int) -> Place:
+        name = self._new_name()
+        mapped = None
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PLACE_MODE)
         try:
-            rest = memoryview(content)
+            rest = memoryview(bytes(size_bytes))
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
+            if size_bytes and self._maps:
+                mapped = memoryview(mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED | _POPULATE))
         finally:
             os.close(descriptor)
+        return Place(name, is_made=True, has_blocks=size_bytes > 0, mapped=mapped)
 
-    def _new_path(self) -> Path:
-        return self._folder / f"{self._prefix}-{next(self._numbers)}.part"
+    @cached_property
+    def _maps(self) -> bool:
+        return lies_in_memory(self._folder)
+
+    def _new_name(self) -> str:
+        return f"{self._folder_name}/{self._prefix}-{next(self._numbers)}.part"
+
+
+def _remove(place: Place) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(place.name)  # noqa: PTH108 - its name is a text: a path would be made for every instance

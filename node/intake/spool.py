@@ -117,8 +117,7 @@ class Spool:
 
         `expected_bytes`: how long the data set will be, if anybody knows.
         """
-        path = self._slots.take(expected_bytes)
-        return IncomingFile(path, identity, objection=self.watermark.objection, durability=self._durability)
+        return IncomingFile(self._slots.take(expected_bytes), identity, objection=self.watermark.objection, durability=self._durability)
 
     def sealed(self) -> Iterator[SealedFile]:
         """Yields what an earlier life has answered for, and sweeps what it left half received; nothing may arrive meanwhile.
@@ -129,12 +128,13 @@ class Spool:
         for path in sorted(self._incoming.iterdir()):
             with path.open("rb") as stream:
                 seal = decode_seal(stream.read(SEAL_BYTES))
-            if seal is None:
+                is_torn = seal is not None and os.fstat(stream.fileno()).st_size < seal.end_bytes  # never answered: the seal came first
+            if seal is None or is_torn:
                 path.unlink(missing_ok=True)
             elif seal.outlives(boot_id) and (not seal.sha256 or seal.sha256.hex() == _digest_of(path, seal)):
                 if not seal.sha256 and self._durability is Durability.POWER_LOSS:
                     flush_file(path)  # sealed when less was promised
-                yield SealedFile(path, seal)
+                yield SealedFile(str(path), seal)
             else:
                 self.set_aside(path)
 

@@ -3,10 +3,9 @@
 import struct
 import threading
 import zlib
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final, NamedTuple, Protocol
 
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
@@ -40,14 +39,12 @@ _LONGEST_UID_BYTES: Final = 1024
 
 _SHORT_LENGTHS: Final = frozenset(vr.encode() for vr in "AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split())
 _LONG_LENGTHS: Final = frozenset(vr.encode() for vr in "OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-_UNDEFINED_LENGTH: Final = 0xFFFFFFFF
 _IMPLICIT_ELEMENT: Final = struct.Struct("<HHI")
 _EXPLICIT_ELEMENT: Final = struct.Struct("<HH2sH")
 _LONG_LENGTH: Final = struct.Struct("<I")
 
 
-@dataclass(frozen=True, slots=True)
-class StoreRequest:
+class StoreRequest(NamedTuple):
     """What a C-STORE request says besides its data set."""
 
     sop_class_uid: str
@@ -58,8 +55,7 @@ class StoreRequest:
     """Names the association, unlike every other that this node ever had."""
 
 
-@dataclass(frozen=True, slots=True)
-class InstanceUids:
+class InstanceUids(NamedTuple):
     """The UIDs under which an instance is filed."""
 
     sop_class: str
@@ -82,6 +78,9 @@ class Part10Bytes(Protocol):
     @property
     def beginning(self) -> bytes | bytearray:
         """The first bytes of the data set, as many as are at hand; may be none."""
+
+    def flush(self) -> None:
+        """Sees to it that all of it can be read by its path."""
 
 
 def read_uids(incoming: Part10Bytes, request: StoreRequest) -> InstanceUids:
@@ -119,41 +118,112 @@ def _scan(incoming: Part10Bytes, transfer_syntax_uid: str) -> dict[int, str] | N
 
 
 def scan_uids(beginning: bytes | bytearray, *, implicit: bool) -> dict[int, str] | None:
-    """Answers the four UIDs in the beginning of a little endian data set, by tag; None where anything is out of the ordinary."""
-    found: dict[int, str] = {}
-    place, before, end = 0, -1, len(beginning) - 8
+    """Answers the four UIDs in the beginning of a little endian data set, by tag; None where anything is out of the ordinary.
+
+    The slices of a series are nearly always built alike: where every head of an element stands as it stood in the one before, the UIDs
+    stand there too, and one look at all the heads replaces the walk from one to the next.
+    """
+    build = _seen.build
+    if (
+        build is not None
+        and build.implicit is implicit
+        and len(beginning) >= build.end
+        and build.heads.unpack_from(beginning) == build.values
+    ):
+        return {tag: _uid_in(beginning, begin, end) for tag, begin, end in build.uids}
+    walk = _walk(beginning, implicit=implicit)
+    if walk is None:
+        return None
+    if walk == _seen.walk:
+        _seen.build = _build_of(beginning, walk)
+    _seen.walk = walk
+    return {tag: _uid_in(beginning, begin, end) for tag, begin, end in walk.uids}
+
+
+class _Walk(NamedTuple):
+    """The elements of a data set up to the Series Instance UID: where their heads and where the four UIDs stand."""
+
+    implicit: bool
+    heads: tuple[tuple[int, int], ...]
+    """First byte and number of bytes of each."""
+    uids: tuple[tuple[int, int, int], ...]
+    """Tag, first byte and the byte behind each."""
+
+
+class _Build(NamedTuple):
+    """What the heads of elements say, and where the four UIDs are in a data set that says the same in the same places."""
+
+    implicit: bool
+    heads: struct.Struct
+    values: tuple[bytes, ...]
+    uids: tuple[tuple[int, int, int], ...]
+    end: int
+
+
+class _Seen(threading.local):
+    """What a thread, and so an association, has seen last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.walk: _Walk | None = None
+        self.build: _Build | None = None
+
+
+_seen: Final = _Seen()
+
+
+def _uid_in(beginning: bytes | bytearray, begin: int, end: int) -> str:
+    return beginning[begin:end].decode("ascii", "replace").strip("\x00 ")
+
+
+def _build_of(beginning: bytes | bytearray, walk: _Walk) -> _Build:
+    layout, behind = ["<"], 0
+    for place, size in walk.heads:
+        layout.append(f"{place - behind}x{size}s")
+        behind = place + size
+    heads = struct.Struct("".join(layout))
+    return _Build(walk.implicit, heads, heads.unpack_from(beginning), walk.uids, max(end for _, _, end in walk.uids))
+
+
+def _walk(beginning: bytes | bytearray, *, implicit: bool) -> _Walk | None:
+    """Goes from element to element; answers None where anything is out of the ordinary."""
+    heads: list[tuple[int, int]] = []
+    uids: list[tuple[int, int, int]] = []
+    place, before, held = 0, -1, len(beginning)
+    end = held - 8
     while place <= end:
+        begin = place
         if implicit:
             group, element, length = _IMPLICIT_ELEMENT.unpack_from(beginning, place)
             place += 8
         else:
             group, element, vr, length = _EXPLICIT_ELEMENT.unpack_from(beginning, place)
             place += 8
-            if vr in _LONG_LENGTHS:
-                if place + 4 > len(beginning):
+            if vr not in _SHORT_LENGTHS:
+                if vr not in _LONG_LENGTHS or place + 4 > held:
                     return None
                 length = _LONG_LENGTH.unpack_from(beginning, place)[0]
                 place += 4
-            elif vr not in _SHORT_LENGTHS:
-                return None
         tag = group << 16 | element
-        if tag <= before or length == _UNDEFINED_LENGTH or place + length > len(beginning):
+        if tag <= before:
             return None
+        heads.append((begin, place - begin))
         if tag in _NEEDED_KEYS:
-            if not implicit and vr != b"UI":
+            if place + length > held or not (implicit or vr == b"UI"):
                 return None
-            found[tag] = beginning[place : place + length].decode("ascii", "replace").strip("\x00 ")
+            uids.append((tag, place, place + length))
             if tag == _LAST_NEEDED:
-                return found if len(found) == len(_NEEDED) else None
+                return _Walk(implicit, tuple(heads), tuple(uids)) if len(uids) == len(_NEEDED) else None
         elif tag > _LAST_NEEDED:
             return None
-        place += length
+        place += length  # behind all that is held where the length is undefined
         before = tag
     return None
 
 
 def _parse(incoming: Part10Bytes, transfer_syntax_uid: str) -> dict[int, str]:
     """Answers the UIDs that a parser finds in the data set, by tag."""
+    incoming.flush()
     found = _read_needed(incoming, transfer_syntax_uid, stop_after=_SERIES_INSTANCE_UID)
     if not (_STUDY_INSTANCE_UID in found and _SERIES_INSTANCE_UID in found):
         found = _read_needed(incoming, transfer_syntax_uid, stop_after=_PIXELS)  # elements out of order, against PS3.5 7.1
@@ -188,6 +258,7 @@ def refuse_bomb(incoming: Part10Bytes, transfer_syntax_uid: str) -> None:
     """Raises CannotUnderstand for a deflated data set that nobody could hold in memory."""
     if transfer_syntax_uid not in DEFLATED:
         return
+    incoming.flush()
     try:
         with incoming.path.open("rb") as stream:
             stream.seek(incoming.head_bytes)

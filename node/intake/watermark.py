@@ -16,6 +16,10 @@ import structlog
 
 from node.errors import OutOfResources
 
+LOOK_EVERY_S: Final = 0.1
+FAR_ABOVE_BYTES: Final = 1 << 30
+"""Where there is so much more than the limit, the next look can wait LOOK_EVERY_S: no network fills it in that time."""
+
 REMIND_EVERY_S: Final = 60.0
 ROOM_TO_RESUME: Final = 0.05
 """Of the limit, above the limit."""
@@ -41,6 +45,7 @@ class Watermark:
         self._refusing = False
         self._refused = 0
         self._said_at_s = -REMIND_EVERY_S
+        self._enough_until_s = -1.0
 
     def free_bytes(self) -> int:
         """Answers how much the disk can still take."""
@@ -49,10 +54,16 @@ class Watermark:
 
     def objection(self) -> OutOfResources | None:
         """Answers why nothing can be taken now, None where there is room; called for each instance, and again as it grows."""
+        now_s = self._clock()
+        if now_s < self._enough_until_s:
+            return None
         try:
             free = self.free_bytes()
         except OSError as error:
             return as_out_of_resources(error)
+        if not self._refusing and free >= self._limit_bytes + FAR_ABOVE_BYTES:
+            self._enough_until_s = now_s + LOOK_EVERY_S
+            return None
         with self._one_word:
             self._judge(free)
             if not self._refusing:

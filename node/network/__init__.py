@@ -148,14 +148,20 @@ def limit_waits(link: socket.socket, timeout_s: float) -> None:
     link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
+_QUICK_ACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)  # Linux
+
+
 def acknowledge_at_once(link: socket.socket) -> None:
     """Makes the kernel acknowledge what has arrived: a sender that leaves Nagle on (DCMTK) waits 40 ms for it otherwise.
 
     The kernel forgets the option by itself: set it again before every wait.
     """
-    if hasattr(socket, "TCP_QUICKACK"):  # Linux
-        with contextlib.suppress(OSError):  # the peer may have gone
-            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    if _QUICK_ACK is None:
+        return
+    try:
+        link.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
+    except OSError:  # the peer has gone: whoever reads or writes next is told
+        return
 
 
 def hang_up(link: socket.socket, how: int = socket.SHUT_RDWR) -> None:

@@ -2,8 +2,14 @@
 
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final
 
 from node.network import CommandElement
+
+_HEAD: Final = struct.Struct("<HHI")
+_NUMBER: Final = struct.Struct("<H")
+_GROUP_LENGTH: Final = struct.Struct("<I")
 
 Command = Mapping[int, int | str]
 """Element number → value: numbers are US, texts UI (or another text)."""
@@ -11,19 +17,19 @@ Command = Mapping[int, int | str]
 
 def encode_command(command: Command) -> bytes:
     """Answers a command set with its group length."""
-    elements = b"".join(_encode(number, value) for number, value in sorted(command.items()))
-    return _element(CommandElement.GROUP_LENGTH, struct.pack("<I", len(elements))) + elements
+    elements = b"".join([_encode(number, value) for number, value in sorted(command.items())])
+    return _element(0, _GROUP_LENGTH.pack(len(elements))) + elements
 
 
 def decode_command(encoded: bytes) -> dict[int, int | str]:
     """Answers the elements of a command set: those of two bytes as numbers, all others as texts; what is cut off is left out."""
     command: dict[int, int | str] = {}
-    place = 0
-    while place + 8 <= len(encoded):
-        group, number, length = struct.unpack_from("<HHI", encoded, place)
+    place, end = 0, len(encoded)
+    while place + 8 <= end:
+        group, number, length = _HEAD.unpack_from(encoded, place)
         value = encoded[place + 8 : place + 8 + length]
         if group == 0 and len(value) == length:
-            command[number] = struct.unpack("<H", value)[0] if length == 2 else value.decode("ascii", "replace").strip("\x00 ")
+            command[number] = _NUMBER.unpack(value)[0] if length == 2 else value.decode("ascii", "replace").strip("\x00 ")
         place += 8 + length
     return command
 
@@ -40,12 +46,13 @@ def text_in(command: Command, element: CommandElement) -> str:
     return value if isinstance(value, str) else ""
 
 
+@lru_cache(maxsize=1024)
 def _encode(number: int, value: int | str) -> bytes:
     if isinstance(value, int):
-        return _element(number, struct.pack("<H", value))
+        return _element(number, _NUMBER.pack(value))
     encoded = value.encode("ascii", "replace")
     return _element(number, encoded + b"\x00" * (len(encoded) % 2))
 
 
 def _element(number: int, value: bytes) -> bytes:
-    return struct.pack("<HHI", 0, number, len(value)) + value
+    return _HEAD.pack(0, number, len(value)) + value

@@ -6,10 +6,15 @@ import ssl
 import struct
 import time
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from node.network import COMMAND_FRAGMENT, LAST_FRAGMENT, PduType, acknowledge_at_once, limit_waits, prepare_socket
+from node.network.scatter import FRAGMENT_PDU_HEAD, Expectation, new_heads, sort, views_for
 from node.network.tls import words_of_tls
+
+_PDU_HEAD: Final = struct.Struct(">BBI")
+_FRAGMENT_HEAD: Final = struct.Struct(">IBB")
+_DATA: Final = int(PduType.DATA)  # as plain numbers: members of an enumeration are looked up in Python
 
 PDU_HEAD_BYTES: Final = 6
 PDV_HEAD_BYTES: Final = 6
@@ -26,6 +31,16 @@ FIRST_PIECE_BYTES: Final = 1 << 20
 
 LAST_WORD_S: Final = 2.0
 """How long an A-ABORT waits for a peer that does not read."""
+
+
+class Received(NamedTuple):
+    """Pieces of a data set."""
+
+    pieces: list[memoryview]
+    is_last: bool
+    """Whether the data set has ended with them."""
+    in_room: bool = False
+    """Whether they lie where they belong already."""
 
 
 class LinkBroken(Exception):
@@ -50,7 +65,13 @@ class Link:
         self._pdu_left = 0
         """Of a P-DATA PDU that `receive_data` has begun: what follows the fragment under way."""
         self._fragment_left = 0
+        self._fragment_bytes = 0
+        """Of the fragment under way, or the one before it: the next one is likely to be as long."""
         self._fragment_is_last = False
+        self._scatters = not isinstance(connection, ssl.SSLSocket)
+        self._heads = new_heads()
+        self.gulp_bytes = BULK_BYTES
+        """How much is received at once of what is not a data set: little, where the rest has a better place than the buffer."""
         self.is_open = True
         prepare_socket(connection, timeout_s)
 
@@ -110,10 +131,10 @@ class Link:
             return PduType.DATA, self._rest_of_pdu()
         if self._end == self._start:
             self._start = self._end = 0
-            self._fill(1, None)
+            self._fill(1, None, self.gulp_bytes)
         begun_s = time.monotonic()
         self._fill(PDU_HEAD_BYTES, begun_s + self._timeout_s)
-        kind, _reserved, length = struct.unpack_from(">BBI", self._buffer, self._start)
+        kind, _reserved, length = _PDU_HEAD.unpack_from(self._buffer, self._start)
         if length > self.longest_pdu_bytes:
             raise self.broken("does not speak DICOM")
         self._fill(PDU_HEAD_BYTES + length, begun_s + self._timeout_s + length / SLOWEST_BYTES_PER_S)
@@ -127,17 +148,21 @@ class Link:
         self._start += length
         return memoryview(self._buffer)[self._start - length : self._start]
 
-    def receive_data(self, context_id: int, until_s: float) -> tuple[list[memoryview], bool] | None:
-        """Answers the next pieces of a data set, as they come, and whether it has ended; they are valid until the next call.
+    def receive_data(self, context_id: int, until_s: float, room: memoryview | None = None) -> Received | None:
+        """Answers the next pieces of a data set, as they come; they are valid until the next call.
 
-        This is where the bytes are: a fragment need not be whole, and nothing is copied. None: what follows is no plain fragment of
-        the context, and `receive_pdu` is to take it.
+        This is where the bytes are: a fragment need not be whole, and nothing is copied. `room` is where the next bytes belong, should
+        that be known: they may be put there at once. None: what follows is no plain fragment of the context, and `receive_pdu` is to take it.
 
         Raises
         ------
         LinkBroken
             When the peer closes, is silent for too long, or `until_s` on the monotonic clock has passed.
         """
+        if room is not None and self._end == self._start and self._scatters:
+            placed = self._receive_in_place(room, context_id, until_s)
+            if placed:
+                return Received([room[:placed]], self._takes_end(), in_room=True)
         if len(self._buffer) < BULK_BYTES and self._end == self._start:
             self._buffer = bytearray(BULK_BYTES)
         pieces: list[memoryview] = []
@@ -145,10 +170,10 @@ class Link:
             if not self._fragment_left:
                 known = self._begin_fragment(context_id, until_s, may_wait=not pieces)
                 if not known:
-                    return (pieces, False) if pieces or known is None else None
+                    return Received(pieces, is_last=False) if pieces or known is None else None
             elif self._end == self._start:
                 if pieces:
-                    return pieces, False
+                    return Received(pieces, is_last=False)
                 self._start = self._end = 0
                 self._fill(1, until_s)
             size = min(self._fragment_left, self._end - self._start)
@@ -156,9 +181,49 @@ class Link:
                 pieces.append(memoryview(self._buffer)[self._start : self._start + size])
                 self._start += size
                 self._fragment_left -= size
-            if not self._fragment_left and self._fragment_is_last:
-                self._fragment_is_last = False
-                return pieces, True
+            if self._takes_end():
+                return Received(pieces, is_last=True)
+
+    def _takes_end(self) -> bool:
+        """Answers whether the last fragment of the data set has come, once."""
+        if self._fragment_left or not self._fragment_is_last:
+            return False
+        self._fragment_is_last = False
+        self._fragment_bytes = 0
+        return True
+
+    def _receive_in_place(self, room: memoryview, context_id: int, until_s: float) -> int:
+        """Receives the rest of a fragment, and those that are likely to follow, into `room`; answers how many bytes lie there in order.
+
+        What comes otherwise than foreseen goes into the buffer, as if it had been received there.
+        """
+        is_foreseen = not self._pdu_left and not self._fragment_is_last
+        expected = Expectation(context_id, self._fragment_left, self._fragment_bytes if is_foreseen else 0)
+        views = views_for(room, self._heads, expected)
+        if not views:
+            return 0
+        shortened = self._limit_wait(until_s)
+        try:
+            received = self._socket.recvmsg_into(views)[0]
+        except OSError as error:
+            raise self.broken(f"does not answer: {words_of(error)}") from error
+        if not received:
+            raise self.broken("closed the connection")
+        if shortened:
+            limit_waits(self._socket, self._timeout_s)
+        found = sort(views, received, self._heads if is_foreseen else (), expected)
+        self._fragment_left = found.left_bytes
+        self._fragment_is_last = self._fragment_is_last or found.is_last
+        if found.rest:
+            self._hold(found.rest)
+        return found.placed_bytes
+
+    def _hold(self, rest: bytes) -> None:
+        """Takes bytes into the buffer, which is empty."""
+        if len(rest) > len(self._buffer):
+            self._buffer = bytearray(max(len(rest), BULK_BYTES))
+        self._buffer[: len(rest)] = rest
+        self._start, self._end = 0, len(rest)
 
     def _begin_fragment(self, context_id: int, until_s: float, *, may_wait: bool) -> bool | None:
         """Takes the heads of the next fragment; answers False where it is none of a data set, None where that is not known yet."""
@@ -170,23 +235,23 @@ class Link:
                 self._fill(heads_bytes, until_s)
             place, pdu_left = self._start, self._pdu_left
             if not pdu_left:
-                kind, _reserved, pdu_left = struct.unpack_from(">BBI", self._buffer, place)
-                if kind != PduType.DATA or not PDV_HEAD_BYTES <= pdu_left <= self.longest_pdu_bytes:
+                kind, _reserved, pdu_left = _PDU_HEAD.unpack_from(self._buffer, place)
+                if kind != _DATA or not PDV_HEAD_BYTES <= pdu_left <= self.longest_pdu_bytes:
                     return False
                 place += PDU_HEAD_BYTES
                 if heads_bytes == PDU_HEAD_BYTES:
                     heads_bytes += PDV_HEAD_BYTES
                     continue
-            length, fragment_context_id, flags = struct.unpack_from(">IBB", self._buffer, place)
+            length, fragment_context_id, flags = _FRAGMENT_HEAD.unpack_from(self._buffer, place)
             if fragment_context_id != context_id or flags & COMMAND_FRAGMENT or not 2 <= length <= pdu_left - 4:
                 return False
             self._start = place + PDV_HEAD_BYTES
             self._pdu_left = pdu_left - 4 - length
-            self._fragment_left = length - 2
+            self._fragment_left = self._fragment_bytes = length - 2
             self._fragment_is_last = bool(flags & LAST_FRAGMENT)
             return True
 
-    def _fill(self, wanted: int, until_s: float | None) -> None:
+    def _fill(self, wanted: int, until_s: float | None, most: int = BULK_BYTES) -> None:
         """Receives until `wanted` bytes lie in the buffer, or more if they are there already; no longer than `until_s`."""
         while self._end - self._start < wanted:
             if not self.is_open:
@@ -195,14 +260,14 @@ class Link:
             shortened = self._limit_wait(until_s)
             acknowledge_at_once(self._socket)
             try:
-                self._receive()
+                self._receive(most)
             except OSError as error:
                 raise self.broken(f"does not answer: {words_of(error)}") from error
             if shortened:
                 limit_waits(self._socket, self._timeout_s)
 
-    def _receive(self) -> None:
-        received = self._socket.recv_into(memoryview(self._buffer)[self._end :])
+    def _receive(self, most: int = BULK_BYTES) -> None:
+        received = self._socket.recv_into(memoryview(self._buffer)[self._end : self._end + most])
         if not received:
             raise self.broken("closed the connection")
         self._end += received
@@ -221,7 +286,7 @@ class Link:
 
     def _limit_wait(self, until_s: float | None) -> bool:
         """Shortens the next wait where less time is left than a silence may take; answers whether it did."""
-        ends_s = min((end_s for end_s in (until_s, self.deadline_s) if end_s is not None), default=None)
+        ends_s = until_s if self.deadline_s is None or (until_s is not None and until_s < self.deadline_s) else self.deadline_s
         if ends_s is None:
             return False
         left_s = ends_s - time.monotonic()
@@ -238,7 +303,7 @@ class Link:
         while place < len(body):
             if len(body) - place < PDV_HEAD_BYTES:
                 raise self.broken("sent a PDU that is cut off")
-            length, context_id, flags = struct.unpack_from(">IBB", body, place)
+            length, context_id, flags = _FRAGMENT_HEAD.unpack_from(body, place)
             if length < 2 or place + 4 + length > len(body):
                 raise self.broken("sent a PDU that is cut off")
             yield context_id, flags, body[place + PDV_HEAD_BYTES : place + 4 + length]
@@ -286,7 +351,7 @@ class Link:
             following = next(remaining, None)
             fragment += b"\x00" * (len(fragment) % 2)  # only a last one can be odd: of a deflated data set (PS3.5 A.5)
             flags = kind | (LAST_FRAGMENT if following is None else 0)
-            self.send(struct.pack(">BBIIBB", PduType.DATA, 0, len(fragment) + 6, len(fragment) + 2, context_id, flags) + fragment)
+            self.send(FRAGMENT_PDU_HEAD.pack(_DATA, 0, len(fragment) + 6, len(fragment) + 2, context_id, flags) + fragment)
             if following is None:
                 return
             fragment = following
@@ -316,7 +381,7 @@ class Link:
 
 def pdu(kind: PduType, body: bytes) -> bytes:
     """Answers a PDU."""
-    return struct.pack(">BBI", kind, 0, len(body)) + body
+    return _PDU_HEAD.pack(kind, 0, len(body)) + body
 
 
 def words_of(error: Exception) -> str:

@@ -18,9 +18,10 @@ from node.domain.states import DeliveryState, JobState, Outcome
 from node.errors import OutOfResources, StoreOutOfResources
 from node.files import Durability
 from node.intake import incoming as incoming_module
+from node.intake import slots
 from node.intake.incoming import FileIdentity, IncomingFile
 from node.intake.spool import Spool
-from node.intake.watermark import REMIND_EVERY_S, BelowWatermark, Watermark
+from node.intake.watermark import FAR_ABOVE_BYTES, LOOK_EVERY_S, REMIND_EVERY_S, BelowWatermark, Watermark
 from node.journal import JobEnd, JobJournal, NewJob, OutboxJournal, open_database, transaction
 from node.journal.queries import list_deliveries, list_jobs
 from tests.factories import make_ct_series
@@ -249,7 +250,7 @@ def test_a_file_whose_name_was_not_made_ahead_has_its_folder_flushed_before_the_
     for name in ("fsync", "fdatasync"):
         flush = getattr(os, name)
         monkeypatch.setattr(os, name, lambda of, flush=flush: (flushed.append(stat.S_ISDIR(os.fstat(of).st_mode)), flush(of))[1])
-    incoming = IncomingFile(tmp_path / "new.part", IDENTITY)
+    incoming = IncomingFile(slots.Place(str(tmp_path / "new.part")), IDENTITY)
     incoming.write(b"\1" * 100)
     incoming.seal()
     assert flushed == [False, True]
@@ -278,3 +279,14 @@ def test_the_configured_durability_reaches_the_spool_and_the_journal(
         assert len(offer(listener, files)) == 2
     assert set(found) == {synchronous}
     assert bool(flushed) is (durability == "power-loss")
+
+
+def test_where_there_is_far_more_room_than_the_limit_the_disk_is_not_asked_for_every_instance(monkeypatch: pytest.MonkeyPatch) -> None:
+    gauge = Gauge(monkeypatch)
+    gauge.free_mib = 100 + (FAR_ABOVE_BYTES >> 20)
+    assert gauge.watermark.objection() is None
+    gauge.free_mib = 0
+    assert gauge.watermark.objection() is None, "it was asked a moment ago"
+    gauge.now_s = LOOK_EVERY_S
+    assert isinstance(gauge.watermark.objection(), OutOfResources)
+    assert isinstance(gauge.watermark.objection(), OutOfResources)

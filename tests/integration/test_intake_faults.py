@@ -19,6 +19,7 @@ from node.custody import Verdict, examine
 from node.delivery.store_scu import contexts_for, read_part10, store_files
 from node.errors import OutOfResources, PeerUnreachable, StoreOutOfResources
 from node.files import Durability
+from node.intake import watermark
 from node.intake.incoming import FileIdentity
 from node.intake.reception import Intake
 from node.intake.seal import SEAL_BYTES, decode_seal
@@ -37,7 +38,7 @@ class FaultyDisk:
         self.fail_at = 0
         self.calls: list[str] = []
         self.errno = errno.ENOSPC
-        for name in ("open", "writev", "pwrite", "fsync", "fdatasync", "stat", "chmod", "link", "statvfs"):
+        for name in ("open", "pwritev", "pwrite", "fsync", "fdatasync", "stat", "chmod", "link", "statvfs"):
             monkeypatch.setattr(os, name, functools.partial(self._call, name, getattr(os, name)))
 
     def _call(self, name: str, real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -128,9 +129,10 @@ def recorded_in(state_dir: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO], ids=errno.errorcode.get)
 def test_wherever_the_disk_fails_the_instance_is_refused_and_nothing_of_it_stays(
-    tmp_path: Path, ct: SyntheticSeries, faulty_disk: FaultyDisk, number: int
+    tmp_path: Path, ct: SyntheticSeries, faulty_disk: FaultyDisk, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The n-th call fails, n = 1, 2, ... until none is left that could. Nothing is settled meanwhile: the answer is what counts."""
+    monkeypatch.setattr(watermark, "LOOK_EVERY_S", 0.0)
     state_dir = tmp_path / "state"
     spool = prepared_spool(state_dir)
     intake = Intake(state_dir, spool)
@@ -148,7 +150,7 @@ def test_wherever_the_disk_fails_the_instance_is_refused_and_nothing_of_it_stays
             assert not open_files_of(state_dir / "spool")
             continue
         break
-    assert {"statvfs", "open", "writev", "pwrite", "fdatasync"} <= set(tried)
+    assert {"statvfs", "open", "pwritev", "pwrite", "fdatasync"} <= set(tried)
     assert tried.count("fdatasync") + tried.count("fsync") == 1, "one flush an instance"
     faulty_disk.arm(0)
     assert restarted(state_dir) == 2
@@ -235,7 +237,7 @@ def sealed_digest(path: Path) -> str:
     return seal.sha256.hex() if seal else ""
 
 
-@pytest.mark.parametrize("call", ["writev", "pwrite", "fdatasync"])
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync"])
 def test_a_failing_disk_is_answered_with_a700_and_the_association_goes_on(
     tmp_path: Path, ct: SyntheticSeries, faulty_disk: FaultyDisk, call: str
 ) -> None:

@@ -513,7 +513,7 @@ def test_the_command_sends_over_as_many_associations_as_asked_for_and_needs_no_l
         conversation.respond(stored)
 
     with accepting(Acceptor(on_stored=wait_for_the_others)) as acceptor:
-        code = "import sys; from node.cli import main; status = main(sys.argv[1:]); print([one for one in sys.modules if one in ('pydicom', 'pynetdicom', 'numpy')]); sys.exit(status)"
+        code = "import sys; from node.cli import main; status = main(sys.argv[1:]); print([one for one in sys.modules if one in ('pydicom', 'pynetdicom', 'numpy', 'pydantic', 'structlog')]); sys.exit(status)"
         command = [sys.executable, "-c", code, "send", f"{HOST}:{acceptor.port}", str(tmp_path / "study"), "--associations", "3"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr

@@ -31,6 +31,7 @@ from node.intake.conversation import Conversation, Services
 from node.intake.headers import read_header
 from node.intake.incoming import FileIdentity, IncomingFile
 from node.intake.negotiation import MalformedRequest, accept_request, read_request, rejection_pdu
+from node.intake.slots import Place
 from node.intake.spool import Spool
 from node.intake.uids import InstanceUids, StoreRequest, read_uids
 from node.network import (
@@ -311,7 +312,7 @@ def test_a_data_set_is_filed_or_refused(tmp_path: Path, instance: Path, changes:
         data = mutated(data, changes)
     identity = FileIdentity(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid)
     path = tmp_path / "one.part"
-    incoming = IncomingFile(path, identity)
+    incoming = IncomingFile(Place(str(path)), identity)
     try:
         incoming.write(data)
         incoming.flush()

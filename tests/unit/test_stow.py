@@ -13,6 +13,7 @@ from node.codes import FailureReason, StoreStatus
 from node.errors import CannotUnderstand, ConfigError
 from node.intake.admission import KnownSender
 from node.intake.incoming import FileIdentity, IncomingFile
+from node.intake.slots import Place
 from node.intake.stow.answer import JSON, XML, Outcome, choose_media_type, encode, http_status, store_instances_response
 from node.intake.stow.part10 import LONGEST_META_BYTES, FileMeta, read_file_meta
 from node.intake.stow.rules import Refused, StoreRules, Token, judge_payload, judge_sender, judge_target, read_tokens
@@ -45,7 +46,7 @@ DATA_SET = struct.pack("<HH2sH", 8, 0x16, b"UI", 2) + b"1\0"
 
 
 def test_what_our_own_files_say_of_themselves_is_read(tmp_path: Path) -> None:
-    incoming = IncomingFile(tmp_path / "one", IDENTITY)
+    incoming = IncomingFile(Place(str(tmp_path / "one")), IDENTITY)
     incoming.write(DATA_SET)
     incoming.flush()
     content = (tmp_path / "one").read_bytes()

@@ -154,7 +154,6 @@ def _only_of_study(store: Store) -> Accept:
 
     def accept(incoming: IncomingFile, request: StoreRequest) -> None:
         try:
-            incoming.flush()
             incoming.check()
             if read_uids(incoming, request).study != store.study_instance_uid:
                 raise DataSetMismatch("the data set is of another study than the path of the request")

@@ -28,14 +28,18 @@ def filled(slots: Slots) -> Slots:
 def test_no_more_is_taken_of_the_disk_than_was_given(tmp_path: Path) -> None:
     slots = filled(Slots(tmp_path, Durability.PROCESS_CRASH, 5 * CT + 1000))
     assert [path.stat().st_size for path in tmp_path.iterdir()] == [CT] * 5
-    taken = {slots.take(526_000) for _ in range(7)}
-    assert len(taken) == 7, "more than there are come as new names"
-    assert sum(path.exists() for path in taken) == 5
+    taken = [slots.take(526_000) for _ in range(7)]
+    assert len({place.name for place in taken}) == 7, "more than there are come as new names"
+    assert (
+        [Path(place.name).exists() for place in taken]
+        == [place.is_made and place.has_blocks for place in taken]
+        == [True] * 5 + [False] * 2
+    )
 
 
 def test_places_of_another_size_give_way_to_those_that_come(tmp_path: Path) -> None:
     slots = filled(Slots(tmp_path, Durability.PROCESS_CRASH, 4 * CT))
-    assert not slots.take(140_000).exists()
+    assert not slots.take(140_000).is_made
     filled(slots)
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
     assert sum(sizes) <= 4 * CT
@@ -44,7 +48,10 @@ def test_places_of_another_size_give_way_to_those_that_come(tmp_path: Path) -> N
 
 def test_names_are_made_and_flushed_ahead_where_the_power_may_go(tmp_path: Path) -> None:
     slots = Slots(tmp_path, Durability.POWER_LOSS)
-    assert slots.take().exists()
+    place = slots.take()
+    assert place.is_made
+    assert not place.has_blocks
+    assert Path(place.name).read_bytes() == b""
     assert len(list(tmp_path.iterdir())) == MADE_AT_ONCE
     for _ in range(MADE_AT_ONCE - REFILL_BELOW):
         slots.take()
@@ -57,8 +64,8 @@ def test_names_are_made_and_flushed_ahead_where_the_power_may_go(tmp_path: Path)
 def test_no_place_is_given_twice(tmp_path: Path) -> None:
     slots = Slots(tmp_path, Durability.POWER_LOSS, 3 * CT)
     filled(slots)
-    taken: list[Path] = []
-    threads = [threading.Thread(target=lambda: taken.extend(slots.take() for _ in range(100))) for _ in range(8)]
+    taken: list[str] = []
+    threads = [threading.Thread(target=lambda: taken.extend(slots.take().name for _ in range(100))) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -68,6 +75,6 @@ def test_no_place_is_given_twice(tmp_path: Path) -> None:
 
 def test_a_folder_that_takes_nothing_is_left_for_the_file_itself_to_meet(tmp_path: Path) -> None:
     slots = Slots(tmp_path / "absent", Durability.POWER_LOSS, CT)
-    assert not slots.take().exists()
+    assert not slots.take().is_made
     with pytest.raises(FileNotFoundError):
         slots.refill()

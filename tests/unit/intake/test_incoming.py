@@ -1,0 +1,113 @@
+"""An arriving file holds what came, whichever way it came: written, held back to its end, or put in its place by the network."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from node.files import Durability, lies_in_memory
+from node.intake.incoming import BEGINNING_BYTES, FileIdentity, IncomingFile
+from node.intake.seal import SEAL_BYTES, decode_seal
+from node.intake.slots import SIZE_CLASSES_BYTES, Place, Slots
+from node.intake.spool import Spool
+
+IDENTITY = FileIdentity("1.2.840.10008.5.1.4.1.1.2", "1.2.3", "1.2.840.10008.1.2.1", "TESTER")
+MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory is meant
+SMALLEST = SIZE_CLASSES_BYTES[0]
+
+
+def place_for(folder: Path, kind: str) -> Place:
+    if kind == "new":
+        return Place(str(folder / "new.part"))
+    durability = Durability.POWER_LOSS if kind == "empty" else Durability.PROCESS_CRASH
+    slots = Slots(folder, durability, 0 if kind == "empty" else SMALLEST)
+    slots.take(SMALLEST)  # it is this size that comes
+    slots.refill()
+    place = slots.take(SMALLEST)
+    if kind == "mapped":
+        assert place.mapped is not None
+    return place
+
+
+def contents(sealed_name: str) -> tuple[bytes, bytes]:
+    """Head without seal, and data set, of a sealed file."""
+    content = Path(sealed_name).read_bytes()
+    seal = decode_seal(content[:SEAL_BYTES])
+    assert seal is not None
+    return content[SEAL_BYTES : seal.head_bytes], content[seal.head_bytes : seal.end_bytes]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["new", "empty", "with blocks", "mapped"]),
+    st.lists(st.tuples(st.sampled_from(["write", "placed"]), st.integers(0, 70_000)), max_size=5),
+    st.integers(0, 70_000),
+)
+@example("mapped", [("placed", SMALLEST)], 9)
+@example("mapped", [], BEGINNING_BYTES)
+@example("new", [], 5)
+@example("new", [("write", 0)], 5)
+def test_a_sealed_file_holds_what_came(tmp_path: Path, kind: str, parts: list[tuple[str, int]], last: int) -> None:
+    folder = MEMORY / f"radnode-test-{os.getpid()}" if kind == "mapped" else tmp_path
+    if kind == "mapped" and not lies_in_memory(MEMORY):
+        pytest.skip("no file system in memory at /dev/shm")
+    folder.mkdir(exist_ok=True)
+    try:
+        durability = Durability.POWER_LOSS if kind == "empty" else Durability.PROCESS_CRASH
+        incoming = IncomingFile(place_for(folder, kind), IDENTITY, durability=durability)
+        said = b""
+        for number, (how, size) in enumerate(parts):
+            piece = bytes([number + 1]) * size
+            room = incoming.room() if how == "placed" else None
+            if room is None:
+                incoming.write(piece)
+            else:
+                piece = piece[: len(room)]
+                room[: len(piece)] = piece
+                incoming.note_placed(room[: len(piece)])
+            said += piece
+        incoming.conclude(b"\xff" * (last // 2), b"\xee" * (last - last // 2))
+        said += b"\xff" * (last // 2) + b"\xee" * (last - last // 2)
+        assert incoming.beginning == said[:BEGINNING_BYTES]
+        sealed = incoming.seal()
+        head, data = contents(sealed.name)
+        assert data == said
+        assert head.startswith(b"DICM\x02\x00\x00\x00UL")
+        assert sealed.seal.sha256 in {b"", hashlib.sha256(said).digest()}
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+        if kind == "mapped":
+            folder.rmdir()
+
+
+def test_what_is_held_back_to_the_end_can_be_read_by_its_path_when_somebody_asks(tmp_path: Path) -> None:
+    incoming = IncomingFile(Place(str(tmp_path / "one.part")), IDENTITY)
+    incoming.conclude(b"all of it")
+    assert incoming.path.read_bytes() == b""
+    incoming.flush()
+    assert incoming.path.read_bytes().endswith(b"all of it")
+    assert contents(incoming.seal().name)[1] == b"all of it"
+
+
+def test_a_file_that_is_shorter_than_its_seal_says_was_never_answered_and_is_swept(tmp_path: Path) -> None:
+    """Killed in the middle of the one write that brings a short instance and its seal."""
+    spool = Spool(tmp_path / "spool", durability=Durability.PROCESS_CRASH)
+    spool.prepare()
+    incoming = spool.open_incoming(IDENTITY)
+    incoming.conclude(b"all of it")
+    sealed = incoming.seal()
+    os.truncate(sealed.name, len(sealed.path.read_bytes()) - 1)
+    assert list(spool.sealed()) == []
+    assert not sealed.path.exists()
+
+
+def test_a_place_that_was_removed_by_hand_is_made_again(tmp_path: Path) -> None:
+    place = place_for(tmp_path, "empty")
+    Path(place.name).unlink()
+    incoming = IncomingFile(place, IDENTITY)
+    incoming.write(b"bytes")
+    assert contents(incoming.seal().name)[1] == b"bytes"
