@@ -125,6 +125,7 @@ class ListenerSection(Section):
     max_pdu_bytes: Annotated[int, Field(ge=4096, le=1 << 24)] = 262144
     durability: Literal["power-loss", "process-crash"] = "power-loss"
     preallocated_mib: Annotated[int, Field(ge=0)] = 0
+    processes: Annotated[int, Field(ge=0, le=64)] = 0
     engine: Literal["radnode", "pynetdicom"] = "radnode"
     tls: bool = False
 

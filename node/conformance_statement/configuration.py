@@ -20,6 +20,7 @@ MEANINGS: Final[Mapping[str, str]] = {
     "listener.accept_unlisted_peers": "whether anybody may send",
     "listener.max_pdu_bytes": "Maximum Length that the SCP asks for",
     "listener.durability": "whether success is answered after every flush to the disk",
+    "listener.processes": "processes that receive, on one port; 0: one for each core, four at the most",
     "listener.preallocated_mib": "disk given to arriving instances before they come; 0: none",
     "listener.engine": "what speaks the upper layer and DIMSE as SCP: radnode itself, or stock pynetdicom as its reference",
     "listener.tls": "whether the port speaks TLS, and TLS alone",

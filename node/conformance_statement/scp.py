@@ -11,9 +11,10 @@ from node.conformance_statement.markdown import Section, bullets, paragraphs, ta
 from node.conformance_statement.names import class_name, status_words, syntax_name
 from node.errors import IntakeError
 from node.intake.admission import FRESH_S
-from node.intake.association import LONGEST_PDU_BYTES, SPARE_CONNECTIONS
+from node.intake.association import LONGEST_PDU_BYTES
 from node.intake.contexts import supported_contexts
 from node.intake.conversation import ARTIM_S, LONGEST_COMMAND_BYTES, LONGEST_REQUEST_BYTES
+from node.intake.door import SPARE_CONNECTIONS
 from node.intake.handlers import COMMITMENT_EVENTS
 from node.intake.uids import HEAD_BYTES
 from node.network import STORAGE_COMMITMENT, VERIFICATION, AbortReason, GeneralStatus, Rejection

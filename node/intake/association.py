@@ -6,38 +6,26 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
-from node.errors import NodeError
-from node.intake.admission import AdmissionRules, Caller, Refusal, RememberingResolver, judge_caller, judge_load, plain_address
+from node.intake.admission import AdmissionRules, Caller, Refusal, RememberingResolver, judge_caller, plain_address
+from node.intake.census import Census, Desk
 from node.intake.contexts import supported_contexts
 from node.intake.conversation import Conversation, Services
+from node.intake.door import Door, House, open_port
 from node.intake.handlers import Accept, OnReport
 from node.intake.spool import Spool
-from node.network import hang_up
 from node.network.link import Link, LinkBroken
 from node.network.tls import TlsFiles, accept_tls, listener_context
-
-ACCEPT_POLL_S: Final = 0.1
-BACKLOG: Final = 64
-SPARE_CONNECTIONS: Final = 32
-"""Beyond the limit of associations: peers that are about to be rejected, or have yet to say what they want."""
-LEAVING_CONNECTIONS: Final = 32
-"""Beyond these: connections that have had to give way to newer ones, and whose threads are about to end."""
 
 LONGEST_PDU_BYTES: Final = 1 << 22
 """A PDU may be longer than we asked for; what is longer than this is no DICOM."""
 
 LINGER_S: Final = 2.0
-STOP_GRACE_S: Final = 2.0
 
 log = structlog.get_logger("radnode")
-
-
-class CannotListen(NodeError):
-    """The address of the listener is taken, or not ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +55,19 @@ class StorageScp:
         accept: Accept,
         on_end: Callable[[str], None] | None = None,
         on_report: OnReport | None = None,
+        desk: Desk | None = None,
     ) -> None:
+        """`desk`: where this is one of several processes that take connections on one port, its place among them."""
         self._options = options
         self._on_end = on_end
         self._tls = listener_context(options.tls) if options.tls is not None else None
         self._resolve = RememberingResolver(resolve)
-        self._services = Services(spool, accept, self._admit, options.network_timeout_s, options.max_pdu_bytes, on_report)
-        self._open: dict[Conversation, threading.Thread] = {}
-        self._one_admission = threading.Lock()
-        self._stopping = threading.Event()
+        self._desk = desk or Desk(Census())
+        self._services = Services(spool, accept, self._admit, self._leave, options.network_timeout_s, options.max_pdu_bytes, on_report)
+        self._door = Door(House("listener", options.rules.max_associations, self._welcome, self._converse, self._desk.is_ahead))
 
-    def start(self) -> int:
-        """Opens the port; answers its number.
+    def start(self, server: socket.socket | None = None) -> int:
+        """Opens the port, or takes connections on a socket that listens already; answers the number of the port.
 
         Raises
         ------
@@ -86,69 +75,16 @@ class StorageScp:
             When the address cannot be had.
         """
         supported_contexts(reports=self._services.on_report is not None)  # takes a moment, which the first sender need not wait for
-        host, port = self._options.host, self._options.port
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._server = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        except OSError as error:
-            raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-        self._server.settimeout(ACCEPT_POLL_S)
+        server = server or open_port(self._options.host, self._options.port)
         hosts = [sender.host for sender in self._options.rules.senders]
         threading.Thread(target=self._resolve.learn, args=(hosts,), name="resolver", daemon=True).start()
-        threading.Thread(target=self._take_connections, name="listener", daemon=True).start()
-        return int(self._server.getsockname()[1])
+        return self._door.open(server)
 
-    def _take_connections(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._take_connection(*self._server.accept())
-            except TimeoutError:
-                continue
-            except (OSError, RuntimeError) as error:  # no descriptor or no thread to be had, or the peer is gone already
-                if not self._stopping.is_set():
-                    log.warning("listener.no_connection", reason=str(error))
-                    time.sleep(ACCEPT_POLL_S)
-
-    def _take_connection(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
-        if not self._make_place():
-            connection.close()
-            return
+    def _welcome(self, connection: socket.socket, address: str) -> Conversation:
         longest = max(LONGEST_PDU_BYTES, self._options.max_pdu_bytes)
-        try:
-            secured = connection if self._tls is None else accept_tls(connection, self._tls)
-            link = Link(secured, timeout_s=self._options.network_timeout_s, longest_pdu_bytes=longest)
-        except (OSError, ValueError):  # ValueError: TLS, and the peer is gone already
-            connection.close()
-            return
-        conversation = Conversation(link, str(address[0]), self._services)
-        thread = threading.Thread(target=self._converse, args=(conversation,), name=f"association {conversation.name}", daemon=True)
-        self._open[conversation] = thread
-        try:
-            thread.start()
-        except RuntimeError:
-            del self._open[conversation]
-            link.close()
-            raise
-
-    def _make_place(self) -> bool:
-        """Answers whether another connection can be taken.
-
-        Where all places are taken, the connection gives way that has said nothing of use for the longest time: a flood of them
-        shuts nobody out who comes and speaks at once.
-        """
-        taken = len(self._open)
-        limit = self._options.rules.max_associations + SPARE_CONNECTIONS
-        if taken < limit:
-            return True
-        if taken >= limit + LEAVING_CONNECTIONS:
-            return False
-        idle = [one for one in list(self._open) if not one.is_open and not one.leaving]
-        if not idle:
-            return False
-        eldest = min(idle, key=lambda one: one.begun_s)
-        eldest.leaving = True
-        hang_up(eldest.link.socket)
-        return True
+        secured = connection if self._tls is None else accept_tls(connection, self._tls)
+        link = Link(secured, timeout_s=self._options.network_timeout_s, longest_pdu_bytes=longest)
+        return Conversation(link, address, self._services)
 
     def _converse(self, conversation: Conversation) -> None:
         try:
@@ -164,7 +100,6 @@ class StorageScp:
                 )
         finally:
             _close_after_peer(conversation.link)
-            self._open.pop(conversation, None)
 
     def _run(self, conversation: Conversation) -> str:
         """Lets a conversation run; answers how it ended."""
@@ -175,34 +110,24 @@ class StorageScp:
                 log.warning("connection.broken", address=conversation.address, reason=f"the peer {error}")
             return f"the peer {error}"
         finally:
-            conversation.ended = True
+            conversation.leave()
             if conversation.instances and self._on_end is not None:  # also after a fault of ours: its studies must not wait for it
                 self._on_end(conversation.name)
         return "released" if conversation.released else "aborted"
 
-    def _admit(self, caller: Caller, conversation: Conversation) -> Refusal | None:
-        refusal = judge_caller(caller, self._options.rules, self._resolve)
-        if refusal is not None:
-            return refusal
-        with self._one_admission:
-            refusal = judge_load(sum(one.is_open for one in list(self._open)), self._options.rules)
-            conversation.admitted = refusal is None
-        return refusal
+    def _admit(self, caller: Caller) -> Refusal | None:
+        return judge_caller(caller, self._options.rules, self._resolve) or self._desk.enter(self._options.rules)
+
+    def _leave(self) -> None:
+        self._desk.leave()
 
     def stop(self) -> None:
         """Closes the port and ends what is open: an instance that has arrived whole gets its answer, the rest is dropped."""
-        self._stopping.set()
-        self._server.close()
-        threads = dict(self._open)
-        for conversation in threads:
-            conversation.stopping = True
-            hang_up(conversation.link.socket, socket.SHUT_RD)
-        deadline = time.monotonic() + STOP_GRACE_S
-        for conversation, thread in threads.items():
-            thread.join(max(0.0, deadline - time.monotonic()))
-            hang_up(conversation.link.socket)
-        for thread in threads.values():
-            thread.join(max(0.0, deadline + STOP_GRACE_S / 2 - time.monotonic()))
+        self._door.close(_let_stop)
+
+
+def _let_stop(conversation: Conversation) -> None:
+    conversation.stopping = True
 
 
 def _close_after_peer(link: Link) -> None:

@@ -1,5 +1,6 @@
 """One association from its first byte to its last, in a thread of its own: data sets go straight from the network into files."""
 
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -50,7 +51,9 @@ class Services:
 
     spool: Spool
     accept: Accept
-    admit: Callable[[Caller, "Conversation"], Refusal | None]
+    admit: Callable[[Caller], Refusal | None]
+    """Answers why an association is not admitted; where it is, it counts until `leave`."""
+    leave: Callable[[], None]
     network_timeout_s: float
     max_pdu_bytes: int
     on_report: OnReport | None = None
@@ -84,8 +87,8 @@ class Conversation:
     calling_ae_title: str = ""
     admitted: bool = False
     released: bool = False
-    ended: bool = False
-    """Set when nothing more will be done for it but to wait for the peer to close."""
+    has_left: bool = False
+    """Set when nothing more will be done for it but to wait for the peer to close: it does not count any more."""
     leaving: bool = False
     """Set by another thread: it was hung up on, to make place for a newer one."""
     begun_s: float = field(default_factory=time.monotonic)
@@ -103,9 +106,20 @@ class Conversation:
         """Of an instance: the next one is likely to be as long."""
 
     @property
-    def is_open(self) -> bool:
-        """Whether it counts against the limit of associations."""
-        return self.admitted and not self.released and not self.ended
+    def socket(self) -> socket.socket:
+        """Its connection."""
+        return self.link.socket
+
+    @property
+    def idle_since_s(self) -> float | None:
+        """Since when it has said nothing of use; None while it counts against the limit of associations."""
+        return None if self.admitted and not self.has_left else self.begun_s
+
+    def leave(self) -> None:
+        """Counts against the limit of associations no more; said once or more often."""
+        if self.admitted and not self.has_left:
+            self.services.leave()
+        self.has_left = True
 
     def run(self) -> None:
         """Negotiates, then answers requests until the association ends."""
@@ -135,7 +149,8 @@ class Conversation:
             request = read_request(kind, bytes(body))
             self.calling_ae_title = request.calling_ae_title
             caller = Caller(request.calling_ae_title, request.called_ae_title, self.address, request.reports_only)
-            refusal = self.services.admit(caller, self)
+            refusal = self.services.admit(caller)
+            self.admitted = refusal is None
             if refusal is not None:
                 log.warning("association.rejected", reason=refusal.reason, calling_ae_title=self.calling_ae_title, address=self.address)
                 self.link.send(rejection_pdu(refusal.rejection))
@@ -179,7 +194,8 @@ class Conversation:
                 self._take(context_id, flags, fragment)
             return True
         if kind == PduType.RELEASE_RQ:
-            self.released = True  # first: the peer may open its next association before we go on
+            self.released = True
+            self.leave()  # first: the peer may open its next association before we go on
             self.link.send(pdu(PduType.RELEASE_RP, bytes(4)))
         elif kind != PduType.ABORT:
             self.link.abort(SERVICE_PROVIDER, AbortReason.UNEXPECTED_PDU)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from node.domain.commitment import CommitmentReport
 from node.files import Durability
+from node.intake.backlog import Arrival, Filing
 from node.intake.incoming import IncomingFile
-from node.intake.settler import Arrival, Settler
+from node.intake.settler import Settler
 from node.intake.spool import Spool
 from node.intake.uids import StoreRequest, read_uids, refuse_bomb
 from node.journal import CommitmentJournal, open_database
@@ -16,14 +17,15 @@ from node.journal import CommitmentJournal, open_database
 class Intake:
     """Takes instances into the spool and the journal. One object serves all threads of the listener."""
 
-    def __init__(self, state_dir: Path, spool: Spool, durability: Durability = Durability.POWER_LOSS) -> None:
+    def __init__(self, state_dir: Path, spool: Spool, durability: Durability = Durability.POWER_LOSS, filing: Filing | None = None) -> None:
+        """`filing`: who sees to the rows, where it is not a settler of this process."""
         self._state_dir = state_dir
         self._spool = spool
-        self._settler = Settler(state_dir, spool, durability)
+        self._filing = filing or Settler(state_dir, spool, durability)
 
     def start(self) -> int:
         """Takes in what an earlier life has answered for; answers how many instances that was. From here on rows are written."""
-        return self._settler.start()
+        return self._filing.start()
 
     def accept(self, incoming: IncomingFile, request: StoreRequest) -> None:
         """Takes an instance; when this returns, it survives what was promised (P1): its row follows, now or after the next start.
@@ -41,8 +43,8 @@ class Intake:
             incoming.check()
             uids = read_uids(incoming, request)
             refuse_bomb(incoming, request.transfer_syntax_uid)
-            self._settler.check()
-            self._settler.submit(Arrival(incoming.seal(), uids, request))
+            self._filing.check()
+            self._filing.submit(Arrival(incoming.seal(), uids, request))
         finally:
             incoming.discard()
 
@@ -53,14 +55,14 @@ class Intake:
 
     def end_association(self, association: str) -> None:
         """Notes that an association has ended, behind what arrived over it."""
-        self._settler.submit_end(association)
+        self._filing.submit_end(association)
 
     def settle(self, timeout_s: float) -> bool:
         """Waits until everything that was accepted has its row; answers False where that takes longer."""
-        return self._settler.drain(timeout_s)
+        return self._filing.drain(timeout_s)
 
     def stop(self) -> None:
         """Writes what is outstanding, and ends; what the journal does not take now is found at the next start."""
-        self._settler.stop()
+        self._filing.stop()
         with suppress(OSError):  # empty files: swept at the next start
             self._spool.clear()

@@ -16,9 +16,10 @@ from pynetdicom import AE, evt
 
 from node.codes import IMPLEMENTATION_CLASS_UID
 from node.intake.admission import Caller, RememberingResolver, judge_caller, judge_load
-from node.intake.association import ACCEPT_POLL_S, STOP_GRACE_S, CannotListen, ScpOptions, resolve
+from node.intake.association import ScpOptions, resolve
 from node.intake.contexts import supported_contexts
 from node.intake.conversation import ARTIM_S
+from node.intake.door import ACCEPT_WAIT_S, STOP_GRACE_S, CannotListen
 from node.intake.handlers import Accept, OnReport, on_c_echo, on_c_store, on_n_event_report
 from node.intake.incoming import FileIdentity
 from node.intake.spool import Spool
@@ -101,7 +102,7 @@ class ReferenceScp:
         ending.start()
         ending.join(STOP_GRACE_S)
         for guest in list(self._guests):
-            guest.join(ACCEPT_POLL_S)
+            guest.join(ACCEPT_WAIT_S)
 
     def _requested(self, event: Any) -> None:
         """Rejects whom our rules do not admit; pynetdicom goes on with the others."""

@@ -90,6 +90,19 @@ class Spool:
         fsync_folder(self._root)
         fsync_folder(self._root.parent)
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keeps other listeners out of the folder of arriving files while the block runs, and while a process lives that was forked in it.
+
+        Whoever sweeps that folder must be alone: a file that is taken from under a process that still receives would be answered
+        with success, and be gone. Raises OutOfResources when it cannot be had for long.
+        """
+        descriptor = _lock(self._incoming, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     def refill(self) -> bool:
         """Makes some places ahead for what will arrive; answers whether more are wanted. Called by one thread, when nobody waits for it."""
         return self._slots.refill()

@@ -99,8 +99,9 @@ class Rounds(threading.Event):
 
 
 def listen(config: Config, clock: Clock, rounds: int) -> None:
-    """The listener, until the stop file is there; no descriptor is left behind."""
+    """The listener, until the stop file is there; no descriptor is left behind. In one process: it is this one that is broken."""
     before = _descriptors()
+    config = config.model_copy(update={"listener": config.listener.model_copy(update={"processes": 1})})
     run_listener(config, UntilFile(config.node.state_dir.parent / STOP_FILE))
     deadline = time.monotonic() + LAST_THREAD_S
     while (leaked := _descriptors() - before) and time.monotonic() < deadline:

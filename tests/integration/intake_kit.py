@@ -23,9 +23,9 @@ from tests.peers import HOST, wait_until
 
 
 def config_for(state_dir: Path, *, peers: dict[str, Any] | None = None, ae_title: str = "RADNODE", **listener: Any) -> Config:
-    """Answers a configuration with its state in `state_dir` and a port of the OS's choice."""
+    """Answers a configuration with its state in `state_dir` and a port of the OS's choice; it receives in one process, which has threads."""
     state_dir.mkdir(parents=True, exist_ok=True)
-    settings = {"host": HOST, "port": 0, "refuse_below_free_gib": 0.0, **listener}
+    settings = {"host": HOST, "port": 0, "refuse_below_free_gib": 0.0, "processes": 1, **listener}
     table = {
         "node": {"ae_title": ae_title, "state_dir": str(state_dir), "models_dir": str(state_dir)},
         "listener": settings,

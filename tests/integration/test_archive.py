@@ -9,7 +9,7 @@ from pydicom import dcmread
 from node.archive import PORT_FILE, StoredInstance, run_archive, safe_name, serving_archive
 from node.delivery.sender import send_paths
 from node.delivery.store_scu import echo
-from node.intake.association import CannotListen
+from node.intake.door import CannotListen
 from tests.factories import SyntheticSeries, make_ct_series
 from tests.integration.intake_kit import data_set_of, peer_of
 from tests.peers import HOST, echoscu, storescu, wait_until

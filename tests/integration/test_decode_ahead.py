@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 from pydicom import dcmread
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, RLELossless
 
@@ -200,6 +201,17 @@ def test_under_load_and_where_it_is_turned_off_nothing_is_read_and_no_process_st
     for ahead in (make_ahead(config, lambda: Load(0.95, float("inf"))), make_ahead(config, decode_ahead_mib=0)):
         ahead.work(0.02, threading.Event())
         assert ahead.prepared.used_bytes == 0
+
+
+def test_the_log_tells_when_load_stops_it_and_when_it_goes_on(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_module, "LOOK_AT_LOAD_S", 0.0)
+    busy = iter((0.2, 0.3, 0.9, 0.9, 0.7, 0.1))
+    ahead = make_ahead(config, lambda: Load(next(busy), 8 << 30))
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(6):
+            ahead.work(0.0, threading.Event())
+    ahead.close()
+    assert [(line["event"], line["busy"]) for line in lines] == [("ahead.resumed", 0.2), ("ahead.paused", 0.9), ("ahead.resumed", 0.1)]
 
 
 def test_when_memory_runs_short_what_was_made_ready_goes_first(tmp_path: Path) -> None:

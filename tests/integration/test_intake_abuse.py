@@ -25,8 +25,8 @@ from node.delivery.store_scu import Part10File, read_part10, store_files
 from node.delivery.upper_layer import Context, RequestedAssociation, Timeouts, _associate_request
 from node.errors import BrokenPixelData, CannotUnderstand, DeliveryError, NodeError
 from node.inference.series_reader import read_series
-from node.intake.association import LEAVING_CONNECTIONS, SPARE_CONNECTIONS
 from node.intake.conversation import LONGEST_REQUEST_BYTES
+from node.intake.door import LEAVING_CONNECTIONS, SPARE_CONNECTIONS
 from node.intake.headers import LONGEST_HEADER_BYTES, MOST_ELEMENTS, read_header
 from node.intake.incoming import FileIdentity, file_head
 from node.network import COMMAND_FRAGMENT, DATA_SET_FOLLOWS, LAST_FRAGMENT, VERIFICATION, CommandElement, CommandField

@@ -160,7 +160,7 @@ def test_wherever_the_disk_fails_the_instance_is_refused_and_nothing_of_it_stays
 def test_wherever_the_disk_fails_behind_the_answer_the_instance_is_named_and_recorded_as_soon_as_it_can_be(
     tmp_path: Path, ct: SyntheticSeries, faulty_disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.intake.settler.AGAIN_S", 0.01)
+    monkeypatch.setattr("node.intake.backlog.AGAIN_S", 0.01)
     tried = set()
     for fail_at in range(1, 100):
         state_dir = tmp_path / str(fail_at)
@@ -186,7 +186,7 @@ def test_wherever_the_disk_fails_behind_the_answer_the_instance_is_named_and_rec
 def test_wherever_the_journal_fails_the_row_is_written_as_soon_as_it_can_be(
     tmp_path: Path, ct: SyntheticSeries, faulty_journal: type[FaultyConnection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node.intake.settler.AGAIN_S", 0.01)
+    monkeypatch.setattr("node.intake.backlog.AGAIN_S", 0.01)
     for fail_at in range(1, 100):
         state_dir = tmp_path / str(fail_at)
         spool = prepared_spool(state_dir)

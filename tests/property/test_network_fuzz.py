@@ -282,7 +282,7 @@ def test_a_conversation_ends_in_good_order_or_is_broken(
         said += p_data(*[(context_id, LAST_FRAGMENT if number == len(pieces) else 0, piece) for number, piece in enumerate(pieces, 1)])
     link, near = saying(said + RELEASE)
     reception = Reception()
-    services = Services(spool, reception.accept, lambda *_: None, 5.0, 16384, reception.on_report)
+    services = Services(spool, reception.accept, lambda *_: None, lambda: None, 5.0, 16384, reception.on_report)
     conversation = Conversation(link, HOST, services)
     with near, suppress(LinkBroken):
         conversation.run()

@@ -9,16 +9,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from node.codes import StoreStatus
 from node.config import Config
-from node.errors import ConfigError, NodeError
+from node.errors import ConfigError
 from node.files import Durability, write_durably
 from node.intake.admission import KnownSender, RememberingResolver, Resolve
 from node.intake.contexts import supported_contexts
+from node.intake.door import Door, House, open_port
 from node.intake.handlers import Accept
 from node.intake.spool import Spool
 from node.intake.stow.answer import Outcome, choose_media_type, encode, http_status, store_instances_response
@@ -26,21 +27,12 @@ from node.intake.stow.http import BadRequest, ConnectionBroken, HttpConnection, 
 from node.intake.stow.multipart import MalformedMultipart, MultipartReader
 from node.intake.stow.rules import Refused, StoreRules, judge_payload, judge_sender, judge_target, read_tokens
 from node.intake.stow.store import Store, TooManyParts, store_parts
-from node.network import hang_up
 from node.network.tls import TlsFiles, accept_tls, listener_context
-
-ACCEPT_POLL_S: Final = 0.1
-BACKLOG: Final = 64
-SPARE_CONNECTIONS: Final = 32
-"""Beyond the limit of requests at once: connections that are idle, or about to be refused."""
-LEAVING_CONNECTIONS: Final = 32
-"""Beyond these: connections that have had to give way to newer ones, and whose threads are about to end."""
 
 BUFFER_BYTES: Final = 1 << 19
 """Of a request: all that is ever held of its body."""
 FLUSHES_AT_ONCE: Final = 16
 """Of all requests together."""
-STOP_GRACE_S: Final = 2.0
 RETRY_AFTER_S: Final = 30
 LULL_S: Final = 1.0
 """A request that follows so soon on the same connection belongs to the same transfer: a study comes in many of them."""
@@ -48,10 +40,6 @@ PROBED: Final = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED})
 """What a GET gets, such as of somebody who looks whether we are there."""
 
 log = structlog.get_logger("radnode")
-
-
-class CannotListen(NodeError):
-    """The address of the web server is taken, or not ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +67,22 @@ class Session:
     """Whether it counts against the limit of requests at once."""
     leaving: bool = False
     """Set by another thread: it was hung up on, to make place for a newer one."""
-    idle_since_s: float = field(default_factory=time.monotonic)
+    last_s: float = field(default_factory=time.monotonic)
+    """When it came, or its last request was answered."""
     transfer: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Names the transfer at hand, unlike every other, and every association, that this node ever had."""
     instances: int = 0
     """Of the transfer at hand."""
+
+    @property
+    def socket(self) -> socket.socket:
+        """Its connection."""
+        return self.http.socket
+
+    @property
+    def idle_since_s(self) -> float | None:
+        """Since when it asks nothing; None while instances are being stored."""
+        return None if self.storing else self.last_s
 
 
 class StowServer:
@@ -101,9 +100,8 @@ class StowServer:
         self._resolve = resolve
         self._tls = _context(options.tls, certificates=options.rules.trusts_certificates) if options.tls is not None else None
         self._aside = ThreadPoolExecutor(FLUSHES_AT_ONCE, thread_name_prefix="stow flush") if options.flushes else None
-        self._open: dict[Session, threading.Thread] = {}
         self._one_admission = threading.Lock()
-        self._stopping = threading.Event()
+        self._door = Door(House("stow", options.max_connections, self._welcome, self._converse))
 
     def start(self) -> int:
         """Opens the port; answers its number.
@@ -114,69 +112,20 @@ class StowServer:
             When the address cannot be had.
         """
         supported_contexts(reports=False)  # takes a moment, which the first sender need not wait for
-        host, port = self._options.host, self._options.port
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._server = socket.create_server((host, port), family=family, backlog=BACKLOG)
-        except OSError as error:
-            raise CannotListen(f"cannot listen on {host}:{port} (section [stow]): {error.strerror or error}") from error
-        self._server.settimeout(ACCEPT_POLL_S)
-        threading.Thread(target=self._take_connections, name="stow", daemon=True).start()
-        return int(self._server.getsockname()[1])
+        return self._door.open(open_port(self._options.host, self._options.port, "stow"))
 
     # ── connections ─────────────────────────────────────────────────────────
 
-    def _take_connections(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._take_connection(*self._server.accept())
-            except TimeoutError:
-                continue
-            except (OSError, RuntimeError) as error:  # no descriptor or no thread to be had, or the peer is gone already
-                if not self._stopping.is_set():
-                    log.warning("stow.no_connection", reason=str(error))
-                    time.sleep(ACCEPT_POLL_S)
-
-    def _take_connection(self, connection: socket.socket, address: tuple[Any, ...]) -> None:
-        if not self._make_place():
-            connection.close()
-            return
-        try:
-            secured = connection if self._tls is None else accept_tls(connection, self._tls)
-            rules = self._options.rules
-            http = HttpConnection(secured, timeout_s=self._options.network_timeout_s, max_body_bytes=rules.max_body_bytes)
-        except (OSError, ValueError):  # ValueError: TLS, and the peer is gone already
-            connection.close()
-            return
-        session = Session(http, str(address[0]))
-        thread = threading.Thread(target=self._converse, args=(session,), name=f"stow {address[0]}:{address[1]}", daemon=True)
-        self._open[session] = thread
-        try:
-            thread.start()
-        except RuntimeError:
-            del self._open[session]
-            secured.close()
-            raise
-
-    def _make_place(self) -> bool:
-        """Answers whether another connection can be taken; the one gives way that has been idle for the longest time."""
-        taken = len(self._open)
-        limit = self._options.max_connections + SPARE_CONNECTIONS
-        if taken < limit:
-            return True
-        idle = [one for one in list(self._open) if not one.storing and not one.leaving]
-        if taken >= limit + LEAVING_CONNECTIONS or not idle:
-            return False
-        eldest = min(idle, key=lambda one: one.idle_since_s)
-        eldest.leaving = True
-        hang_up(eldest.http.socket)
-        return True
+    def _welcome(self, connection: socket.socket, address: str) -> Session:
+        secured = connection if self._tls is None else accept_tls(connection, self._tls)
+        rules = self._options.rules
+        return Session(HttpConnection(secured, timeout_s=self._options.network_timeout_s, max_body_bytes=rules.max_body_bytes), address)
 
     def _converse(self, session: Session) -> None:
         try:
             session.http.shake_hands()
-            while self._serve(session) and not self._stopping.is_set():
-                session.idle_since_s = time.monotonic()
+            while self._serve(session) and not self._door.is_closing:
+                session.last_s = time.monotonic()
                 if session.instances and not session.http.has_more(LULL_S):
                     self._end(session)
         except ConnectionBroken as error:
@@ -184,7 +133,6 @@ class StowServer:
         finally:
             self._end(session)  # also after a fault of ours: its studies must not wait for it
             session.http.close()
-            self._open.pop(session, None)
 
     def _end(self, session: Session) -> None:
         if session.instances:
@@ -220,7 +168,7 @@ class StowServer:
         if not media_type:
             raise Refused(HTTPStatus.NOT_ACCEPTABLE, "the answer is application/dicom+json or application/dicom+xml")
         with self._one_admission:
-            if sum(one.storing for one in list(self._open)) >= self._options.max_connections:
+            if sum(one.storing for one in self._door.guests) >= self._options.max_connections:
                 raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, "as many requests as are taken at once are being taken")
             session.storing = True
         try:
@@ -268,7 +216,7 @@ class StowServer:
 
     def _body_of(self, session: Session) -> Callable[[memoryview], int]:
         def receive(view: memoryview) -> int:
-            if self._stopping.is_set():
+            if self._door.is_closing:
                 raise BadRequest(HTTPStatus.SERVICE_UNAVAILABLE, "the node stops")
             return session.http.receive_into(view)
 
@@ -276,17 +224,7 @@ class StowServer:
 
     def stop(self) -> None:
         """Closes the port and ends what is open: what has arrived whole is answered, the rest is dropped."""
-        self._stopping.set()
-        self._server.close()
-        threads = dict(self._open)
-        for session in threads:
-            hang_up(session.http.socket, socket.SHUT_RD)
-        deadline = time.monotonic() + STOP_GRACE_S
-        for session, thread in threads.items():
-            thread.join(max(0.0, deadline - time.monotonic()))
-            hang_up(session.http.socket)
-        for thread in threads.values():
-            thread.join(max(0.0, deadline + STOP_GRACE_S / 2 - time.monotonic()))
+        self._door.close()
         if self._aside is not None:
             self._aside.shutdown(wait=False)
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.intake.backlog import LATEST_S, LULL_S, is_due
 from node.intake.seal import SEAL_BYTES, Seal, decode_seal, this_boot
-from node.intake.settler import LATEST_S, LULL_S, is_due
 
 SEALS = st.builds(
     Seal,

@@ -1,0 +1,69 @@
+"""From a process that receives to the one that files: sealed instances go over a pipe, in batches, when nobody is in haste.
+
+What is sealed and has not been handed over when a process dies is found in the spool by the next listener, as after every crash.
+"""
+
+import threading
+from multiprocessing.connection import Connection
+
+import structlog
+
+from node.errors import OutOfResources
+from node.intake.backlog import Arrival, Backlog, What
+from node.intake.census import Census
+from node.intake.spool import Spool
+
+STOP_GRACE_S = 5.0
+
+log = structlog.get_logger("radnode")
+
+
+class Handover:
+    """The Filing of a process that hands what it has sealed to another."""
+
+    def __init__(self, spool: Spool, pipe: Connection, census: Census) -> None:
+        self._pipe = pipe
+        self._census = census
+        self._backlog = Backlog(spool.refill)
+        self._thread = threading.Thread(target=self._backlog.run, args=(self._pass_on,), name="handover", daemon=True)
+
+    def start(self) -> int:
+        """Passes on by itself from here on; what an earlier life has answered for is for the one who files."""
+        self._backlog.make_places()
+        self._thread.start()
+        return 0
+
+    def check(self) -> None:
+        """Raises OutOfResources while the one who files cannot."""
+        if self._census.trouble:
+            raise OutOfResources("the journal or the spool cannot be written")
+
+    def submit(self, arrival: Arrival) -> None:
+        """Takes a sealed instance; waits where very many have not been taken over."""
+        self._backlog.put(arrival)
+        self._backlog.wait_for_room(lambda: self._census.trouble)
+
+    def submit_end(self, association: str) -> None:
+        """Takes note that an association has ended, behind the instances that came over it."""
+        self._backlog.put(association)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Waits until everything is passed on that was submitted before; answers False where that takes longer."""
+        return self._backlog.drain(timeout_s)
+
+    def stop(self) -> None:
+        """Passes on what is outstanding, and ends."""
+        self._backlog.stop()
+        self._thread.join(STOP_GRACE_S)
+
+    def _pass_on(self, batch: list[What]) -> bool:
+        try:
+            self._pipe.send([_plain(one) for one in batch])
+        except OSError as error:  # the other one is gone, and this process about to be: what is sealed is found at the next start
+            log.warning("handover.failed", reason=str(error), count=len(batch))
+        return True
+
+
+def _plain(what: What) -> What:
+    """Answers what can be sent: where the bytes of an instance are mapped matters to nobody else."""
+    return what if isinstance(what, str) else what._replace(file=what.file._replace(mapped=None))
