@@ -22,7 +22,7 @@ from typing import Any, Final
 from benchmarks.corpora import Corpus, make_corpus
 from benchmarks.limits import flush_floor, socket_limit
 from benchmarks.listener_tables import FLOOR, LIMIT, Rounds, Target, markdown
-from benchmarks.measuring import Meter, tree
+from benchmarks.measuring import Meter
 from benchmarks.receivers import Receiver, receivers
 from benchmarks.receivers import Target as Door
 from tests.peers import tool
@@ -64,10 +64,16 @@ def _each(names: Sequence[str], others: Sequence[str], times: float) -> tuple[Ta
 
 
 IN_MEMORY: Final = (*OURS, "storescp", "orthanc", "pynetdicom")
+IN_PAGE_CACHE: Final = ("radnode pc disk", "radnode pc preallocated disk", "storescp disk")
 ON_DISK: Final = (*OURS_ON_DISK, "orthanc disk")
 TRIALS: Final[Mapping[str, Trial]] = {
     "ct500": Trial("ct500", IN_MEMORY, targets=_against(1.4, 6, 12)),
     "ct500 x4": Trial("ct500", IN_MEMORY, 4, targets=_against(0.95, 6, 12)),
+    "ct500 pc disk": Trial(
+        "ct500",
+        IN_PAGE_CACHE,
+        targets=(Target(IN_PAGE_CACHE[0], IN_PAGE_CACHE[2], 1.0), Target(IN_PAGE_CACHE[1], IN_PAGE_CACHE[2], 1.4)),
+    ),
     "ct500 disk": Trial("ct500", ON_DISK, targets=_each(OURS_ON_DISK, ["orthanc disk"], 2.5)),
     "ct500 disk x4": Trial("ct500", ON_DISK, 4, targets=_each(OURS_ON_DISK, ["orthanc disk"], 2.5)),
     "small5000": Trial("small5000", IN_MEMORY, targets=_against(1.0, 10, 20), slow=("pynetdicom",)),
@@ -177,8 +183,8 @@ def _one(trial: Trial, target: Door, ground: _Ground, *, slow: bool) -> dict[str
     identical = sum(digest in kept.get(uid, ()) for uid, digest in expected.items())
     return said | {
         "cpu_s": cost.cpu_s,
-        "peak_mib": cost.peak_rss_mib,
-        "pss_mib": sum(_pss_mib(pid) for pid in tree(target.pid)),
+        "peak_mib": cost.peak_own_mib,
+        "peak_rss_mib": cost.peak_rss_mib,
         "identical": identical,
         "expected": len(expected),
         "settled_s": settled_s,
@@ -218,7 +224,7 @@ def _storescu(target: Door, corpus: Corpus) -> dict[str, float]:
 
 def _limits(name: str, folder: Path, settings: Settings) -> dict[str, list[dict[str, float]]]:
     """Answers what the machine can do at best."""
-    instances, size_bytes = max(8, round(500 * settings.scale)), 525_000
+    instances, size_bytes, small_bytes = max(8, round(500 * settings.scale)), 525_000, 10_000
     rounds: dict[str, list[dict[str, float]]] = {f"at {at_once}": [] for at_once in (1, 4)}
     for _ in range(settings.rounds):
         for at_once in (1, 4):
@@ -230,8 +236,10 @@ def _limits(name: str, folder: Path, settings: Settings) -> dict[str, list[dict[
                     sizes = [size_bytes] * instances
                     into_files = socket_limit(folder / "limit" / "files", sizes=sizes, at_once=at_once)
                     nowhere = socket_limit(None, sizes=sizes, at_once=at_once)
+                    small = socket_limit(folder / "limit" / "small", sizes=[small_bytes] * (10 * instances), at_once=at_once)
                     found = {f"files_{key}": value for key, value in into_files.items()}
                     found |= {f"nowhere_{key}": value for key, value in nowhere.items()}
+                    found["small_per_s"] = small["megabytes_per_s"] * 1e6 / small_bytes
             rounds[f"at {at_once}"].append(found)
     return rounds
 
@@ -293,12 +301,3 @@ def _busy_s() -> float:
     """Answers the CPU seconds that this machine has worked."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
     return (sum(fields[:8]) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
-
-
-def _pss_mib(pid: int) -> float:
-    """Answers what a process holds, shared pages by their share (proc(5), smaps_rollup)."""
-    try:
-        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:  # a process of storescp --fork that has ended
-        return 0.0
-    return int(text.partition("\nPss:")[2].split()[0]) / 1024 if "\nPss:" in text else 0.0

@@ -17,6 +17,8 @@ class Cost:
     wall_s: float
     cpu_s: float
     peak_rss_mib: float
+    peak_own_mib: float
+    """The same, pages that processes share counted once, and files in memory that they have mapped not at all."""
 
 
 class Meter:
@@ -30,7 +32,10 @@ class Meter:
     def read(self) -> Cost:
         """Answers the cost since the meter was made; the peak is that of the processes' whole life."""
         wall_s = time.perf_counter() - self._started
-        return Cost(wall_s, self._cpu_now_s() - self._cpu_s, sum(_peak_rss_mib(pid) for pid in tree(self._pid)))
+        cpu_s = self._cpu_now_s() - self._cpu_s
+        pids = list(tree(self._pid))
+        peak_mib = sum(map(_peak_rss_mib, pids))
+        return Cost(wall_s, cpu_s, peak_mib, peak_mib - sum(map(_shared_or_mapped_mib, pids)))
 
     def _cpu_now_s(self) -> float:
         return sum(_cpu_s(pid) for pid in tree(self._pid))
@@ -52,6 +57,16 @@ def _cpu_s(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):  # it has ended since: its parent's fields have its seconds
         return 0.0
     return sum(int(field) for field in fields[11:15]) / _TICKS_A_SECOND
+
+
+def _shared_or_mapped_mib(pid: int) -> float:
+    """Answers by how much the resident memory of a process is more than its own share of it (proc(5), smaps_rollup)."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:  # a process of storescp --fork that has ended
+        return 0.0
+    kib = {words[0]: int(words[1]) for line in lines if len(words := line.split()) == 3}
+    return (kib["Rss:"] - kib["Pss_Anon:"] - kib["Pss_File:"]) / 1024
 
 
 def _peak_rss_mib(pid: int) -> float:

@@ -182,12 +182,12 @@ def _is_part10(path: Path) -> bool:
         return stream.read(132)[128:] == b"DICM"
 
 
-def _ours(name: str, promise: str, durability: str, preallocated_mib: int = 0) -> Receiver:
+def _ours(name: str, promise: str, durability: str, preallocated_mib: int = 0, *, on_disk: bool = False) -> Receiver:
     return Receiver(
         name,
         promise,
         partial(radnode, durability=durability, preallocated_mib=preallocated_mib),
-        on_disk=durability == "power-loss",
+        on_disk=on_disk or durability == "power-loss",
         ours=True,
     )
 
@@ -198,11 +198,14 @@ def receivers() -> dict[str, Receiver]:
     ours = [
         _ours("radnode pc", kernel, "process-crash"),
         _ours("radnode pc preallocated", kernel, "process-crash", PREALLOCATED_MIB),
+        _ours("radnode pc disk", kernel, "process-crash", on_disk=True),
+        _ours("radnode pc preallocated disk", kernel, "process-crash", PREALLOCATED_MIB, on_disk=True),
         _ours("radnode pl", disk, "power-loss"),
         _ours("radnode pl preallocated", disk, "power-loss", PREALLOCATED_MIB),
     ]
     theirs = [
         Receiver("storescp", "nothing flushed, no index", storescp),
+        Receiver("storescp disk", "nothing flushed, no index", storescp, on_disk=True),
         Receiver("storescp defaults", "nothing flushed, no index", partial(storescp, nodelay=False, options=())),
         Receiver("orthanc", "in memory; SQLite index", orthanc_sqlite),
         Receiver("orthanc disk", "files flushed, SQLite index not", orthanc_sqlite, on_disk=True),

@@ -145,7 +145,7 @@ def _measure_one(receiver: Receiver, folder: Path, sent: Corpus, requests: tuple
             wait_until(lambda: wanted <= _digests(place), "every data set, as it was sent")
             time.sleep(SETTLE_S)
             settled = meter.read()  # what is done behind the answer costs too
-        return Cost(answered.wall_s, settled.cpu_s, settled.peak_rss_mib)
+        return Cost(answered.wall_s, settled.cpu_s, settled.peak_rss_mib, settled.peak_own_mib)
     finally:
         shutil.rmtree(place)
 

@@ -1,6 +1,7 @@
 """`radnode model install | confirm | remove`: models come, are looked at by a person, and go."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,13 @@ def register_install(nouns: Nouns) -> None:
     install.add_argument("--replace", action="store_true", help="replace a model of this name that was installed so before")
     install.add_argument("--folds", default="", metavar="LIST", help="nnU-Net: folds to average, with commas between (default: all)")
     install.add_argument("--checkpoint", default="checkpoint_final.pth", metavar="FILE", help="nnU-Net: default checkpoint_final.pth")
+    install.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a value of the bundle's configuration, as monai.bundle run takes it",
+    )
     install.add_argument("--orientation", default="", metavar="AXES", help="nnU-Net: how the training images lay: LPS, RAS, LAS, …")
     add_models_dir(install)
     install.set_defaults(act=_install)
@@ -63,7 +71,7 @@ def _install(arguments: argparse.Namespace) -> int:
 
     wishes = Wishes(
         name=arguments.wished_name, weights=arguments.weights, orientation=arguments.orientation.upper(),
-        folds=_folds(arguments.folds), checkpoint=arguments.checkpoint, replace=arguments.replace,
+        folds=_folds(arguments.folds), checkpoint=arguments.checkpoint, replace=arguments.replace, settings=_settings(arguments.set),
     )  # fmt: skip
     done = install(arguments.name, folder, wishes, lambda contents, name: _trust(contents, name, given=arguments.trust), progress=say)
     print(f"{done.card.name} {done.card.version} is installed: {done.card.title}")
@@ -99,6 +107,22 @@ def _folds(listed: str) -> tuple[int, ...]:
         return tuple(int(one) for one in listed.replace(",", " ").split())
     except ValueError as error:
         raise UsageError(f"--folds {listed}: numbers with commas between, for example 0,1,2") from error
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    """Answers `KEY=VALUE` as values: JSON where it is such, else text."""
+    from node.errors import UsageError
+
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--set {pair}: a key of the bundle's configuration and a value, for example --set overlap=0.5")
+        try:
+            settings[key] = json.loads(value)
+        except ValueError:
+            settings[key] = value
+    return settings
 
 
 def _trust(contents: "Contents", name: str, *, given: bool) -> str:

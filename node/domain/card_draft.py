@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from node.codes import Code
+from node.domain.bundle_inputs import channel_keys, switched_steps
 from node.domain.label_codes import FindInStandard, Proposal, distinct_rgb, is_background, organ_in, placeholder, propose
-from node.domain.label_values import label_values
+from node.domain.label_values import label_values, prompts
 from node.domain.modelcard import (
     DRAFT_MARK,
     AnswerDefinition,
@@ -94,6 +95,11 @@ def draft_card(
     book = _Notebook(find_in_standard, organ_in(about))
     entry = _first(metadata, "inputs")
     task = task_of(metadata, configuration)
+    book.notes += [
+        f"{name} before the network is switched on or off by {by} → see what the author's README says of images from a scanner; "
+        f"radnode model install … --set {by}=VALUE sets it"
+        for name, by in switched_steps(configuration)
+    ]
     card = ModelCard(
         name=name,
         version=_sentence(metadata.get("version"), "0"),
@@ -106,7 +112,7 @@ def draft_card(
         performance=_performance(metadata.get("eval_metrics")),
         licence=_sentence(metadata.get("license") or metadata.get("copyright"), "see LICENSE of the bundle"),
         weights=tuple(weights),
-        inputs=_inputs(entry, book),
+        inputs=_inputs(entry, book, channel_keys(configuration), is_segmentation=task == "segmentation"),
         segments=_segments(metadata, configuration, book) if task == "segmentation" else (),
         evaluations=_evaluations(metadata, name, book) if task == "classification" else (),
         detections=_detections(metadata, configuration, book) if task == "detection" else (),
@@ -164,12 +170,18 @@ def _modality(entry: Mapping[str, Any], book: _Notebook) -> tuple[str, ...]:
     return ("OT",)
 
 
-def _inputs(entry: Mapping[str, Any], book: _Notebook) -> tuple[InputRequirement, ...]:
+def _inputs(entry: Mapping[str, Any], book: _Notebook, loaded: Sequence[str], *, is_segmentation: bool) -> tuple[InputRequirement, ...]:
+    """`loaded`: the images that the bundle loads apart, each an input of its own."""
     modality = _modality(entry, book)
-    names = _channel_names(entry)
-    count = int(entry.get("num_channels") or len(names) or 1)
+    names = dict(enumerate(loaded)) or _channel_names(entry)
+    count = len(loaded) or int(entry.get("num_channels") or len(names) or 1)
     if count < 2 or len(names) < 2:
-        if count == 3:
+        if count > 1 and is_segmentation:
+            book.notes.append(
+                f"the network has {count} inputs and one image is named: the bundle's own preprocessing makes the others; "
+                "where it does not → write an [[inputs]] with a channel for each"
+            )
+        elif count == 3:
             book.notes.append("the network has three inputs of one image: radnode repeats a grey image three times")
         elif count > 1:
             book.notes.append(f"the network has {count} inputs and does not name them → write an [[inputs]] with a channel for each")
@@ -206,6 +218,10 @@ def _segments(metadata: Mapping[str, Any], configuration: Mapping[str, Any], boo
         names = {channel: f"structure {channel}" for channel in range(1, max(count, 2))}
         book.notes.append("the bundle does not name what it outlines → write the labels and their codes")
     labels = label_values(names, configuration.get("postprocessing") or {})
+    askable = prompts(labels, configuration)
+    if askable is not None:
+        labels = {value: name for value, name in labels.items() if value in askable}
+        book.notes.append(f"the network is asked for the {len(labels)} structures of the card → take out those that you do not want")
     segments: list[SegmentDefinition] = []
     for index, (value, name) in enumerate(sorted(labels.items())):
         if is_background(name):

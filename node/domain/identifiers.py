@@ -1,8 +1,6 @@
 """UIDs, AE titles and job keys."""
 
-import hashlib
 import re
-import uuid
 from collections.abc import Iterable
 from typing import Final
 
@@ -11,7 +9,7 @@ _LENIENT_UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 MAX_UID_LENGTH: Final = 64
 MAX_AE_TITLE_LENGTH: Final = 16
 
-_NAMESPACE: Final = uuid.UUID("80099cd6-9c31-4b0c-8b86-5c53d7f3a9f0")
+_NAMESPACE: Final = "80099cd6-9c31-4b0c-8b86-5c53d7f3a9f0"
 
 
 def is_uid(text: str) -> bool:
@@ -35,7 +33,9 @@ def is_ae_title(text: str) -> bool:
 
 def derive_uid(*parts: str) -> str:
     """Answers the UID that belongs to `parts`: the same parts give the same UID, on every node (2.25, PS3.5 B.2)."""
-    return f"2.25.{uuid.uuid5(_NAMESPACE, '|'.join(parts)).int}"
+    from uuid import UUID, uuid5  # takes longer to import than all else that is needed to send a file
+
+    return f"2.25.{uuid5(UUID(_NAMESPACE), '|'.join(parts)).int}"
 
 
 def derive_job_key(model_digest: str, study_instance_uid: str, instance_digests: Iterable[str]) -> str:
@@ -43,6 +43,8 @@ def derive_job_key(model_digest: str, study_instance_uid: str, instance_digests:
 
     Equal inputs and an equal model give an equal key, whatever the order of arrival; every result UID derives from it.
     """
+    import hashlib
+
     digest = hashlib.sha256()
     for part in (model_digest, study_instance_uid, *sorted(instance_digests)):
         digest.update(part.encode())

@@ -1,7 +1,7 @@
 """Which number stands for which structure after a bundle's postprocessing, as far as its configuration says so in plain words."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 _BRATS: Final = frozenset({"tumor core", "whole tumor", "enhancing tumor"})
@@ -37,6 +37,25 @@ def label_values(names: Mapping[int, str], postprocessing: Any) -> dict[int, str
             to = dict(zip(step["orig_labels"], step["target_labels"], strict=False))
             labels = {int(to.get(value, value)): name for value, name in labels.items()}
     return labels
+
+
+def prompts(labels: Iterable[int], configuration: Mapping[str, Any]) -> frozenset[int] | None:
+    """Answers which labels a network can be asked for that takes prompts (VISTA3D), None for one that takes none.
+
+    Left out are labels that stand for several others (`subclass`), and those that the bundle takes out of `everything_labels`.
+    """
+    text = str(configuration)
+    if "VistaPostTransform" not in text:
+        return None
+    groups = configuration.get("subclass")
+    left_out = {int(key) for key in groups if str(key).isdigit()} if isinstance(groups, Mapping) else set()
+    everything = configuration.get("everything_labels")
+    if isinstance(everything, list):
+        return frozenset(int(one) for one in everything) - left_out
+    taken_out = re.search(r"-\s*(?:set\(\s*\[|\{)([\d,\s]+)", str(everything or ""))
+    if taken_out is not None:
+        left_out |= {int(one) for one in taken_out[1].replace(",", " ").split()}
+    return frozenset(labels) - left_out - {0}
 
 
 def _steps(postprocessing: Any) -> Sequence[Mapping[str, Any]]:

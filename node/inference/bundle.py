@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
@@ -74,7 +75,26 @@ class Bundle:
             return locate(images, self.card, self.recipe, self._engine, progress)
         if self.card.reads == "images" and len(images) > 1:
             raise OutsideIntendedUse(f"{self.card.name} outlines one image at a time, {len(images)} came.")
-        return segment(images, self.recipe, self._engine, progress)
+        return only_named(segment(images, self.recipe, self._engine, progress), self.card)
+
+
+def only_named(findings: Findings, card: ModelCard) -> Findings:
+    """Answers findings without the labels that the card does not name: background that is a channel, structures that nobody wants."""
+    label_map = findings.label_map
+    if label_map is None:
+        return findings
+    named = {segment.label_value for segment in card.segments}
+    present = set(np.flatnonzero(label_map.pixels_of_planes()[:, 1:].any(axis=0)) + 1)
+    left_out = sorted(int(value) for value in present - named)
+    if not left_out:
+        return findings
+    if label_map.members:
+        kept = replace(label_map, members=tuple(tuple(value for value in of if value in named) for of in label_map.members))
+    else:
+        table = np.array([value if value in named else 0 for value in range(256)], dtype=np.uint8)
+        kept = replace(label_map, labels=table[label_map.labels])
+    note = f"labels that the card does not name were left out: {', '.join(map(str, left_out))}"
+    return replace(findings, label_map=kept, provenance_notes=(*findings.provenance_notes, note))
 
 
 def load_bundle(
@@ -107,13 +127,14 @@ def read_network(folder: Path, card: ModelCard) -> tuple[torch.nn.Module, Recipe
     require_weights(card, folder)
     weights = card.weights[0]
     torchscript = folder / weights.file if weights.format == "torchscript" else None
-    recipe = read_recipe(folder, task=task_of(card), torchscript=torchscript)
+    wanted = [segment.label_value for segment in card.segments]
+    recipe = read_recipe(folder, task=task_of(card), torchscript=torchscript, wanted=wanted)
     network = recipe.make_network()
     if torchscript is None:
         if recipe.loads_torchscript or any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
             raise BundleInvalid(f"network_def of {folder.name} loads TorchScript, its card names no weights of format torchscript")
         load_weights(network, folder / weights.file, weights, recipe.weights_key_map)
-    return network, recipe
+    return recipe.finished(network), recipe
 
 
 def network_task(folder: Path, card: ModelCard, network: torch.nn.Module, recipe: Recipe) -> NetworkTask:
@@ -121,6 +142,8 @@ def network_task(folder: Path, card: ModelCard, network: torch.nn.Module, recipe
     window, reason = window_of(network, recipe.inferer, recipe.in_channels)
     if recipe.task != SEGMENTATION:
         window, reason = None, "engines are compared by the labels of segmentations, which this network does not make"
+    elif recipe.as_monai is not None:
+        window, reason = None, "engines are compared by how radnode makes labels, and here MONAI makes them"
     return NetworkTask(
         model=card.name,
         folder=folder,

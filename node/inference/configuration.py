@@ -3,6 +3,7 @@
 What a Model Zoo bundle holds beside a model (paths of data sets, loaders, handlers, evaluators, savers) is never evaluated here.
 """
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
 from node.errors import BundleInvalid
+from node.inference.configuration_files import OVERRIDES
+from node.inference.plain_pickles import numpy_globals
 
 NAMES: Final = ("inference", "infer", "predict")
 SUFFIXES: Final = (".json", ".yaml", ".yml")
@@ -32,20 +36,37 @@ _OBSOLETE: Final[Mapping[str, frozenset[str]]] = {"SwinUNETR": frozenset({"img_s
 """Arguments that MONAI has dropped since some bundles of the Model Zoo were written, and that changed nothing."""
 
 
+_DROPPED_BY_NUMPY: Final = {
+    "product": np.prod,
+    "cumproduct": np.cumprod,
+    "alltrue": np.all,
+    "sometrue": np.any,
+    "float_": np.float64,
+    "Inf": np.inf,
+}
+"""Names that numpy 2 has dropped since some bundles of the Model Zoo were written."""
+
+
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
     """Lets the bundle's expressions import its own `scripts`, as MONAI does, and forgets them: bundles share that name.
 
-    They are compiled from what was trusted: compiled files beside them are neither read nor written.
+    They are compiled from what was trusted: compiled files beside them are neither read nor written. What they load with torch may hold
+    arrays of numpy (DiNTS: search_code.pt), as it could when they were written; and numpy has the names that it had.
     """
+    dropped = {name: value for name, value in _DROPPED_BY_NUMPY.items() if name not in vars(np)}
     paths = [str(folder), str(folder / "scripts")]
     before, bytecode = set(sys.modules), (sys.dont_write_bytecode, sys.pycache_prefix)
     sys.dont_write_bytecode, sys.pycache_prefix = True, str(folder / "no-bytecode")
     sys.path[:0] = paths
+    vars(np).update(dropped)
     try:
-        yield
+        with torch.serialization.safe_globals(numpy_globals()):
+            yield
     finally:
         sys.dont_write_bytecode, sys.pycache_prefix = bytecode
+        for name in dropped:
+            vars(np).pop(name, None)
         for path in paths:
             sys.path.remove(path)
         for name in set(sys.modules) - before:
@@ -68,11 +89,20 @@ def open_configuration(folder: Path) -> ConfigParser:
     content = parser.get()
     if not isinstance(content, dict):
         raise BundleInvalid(f"{configuration} holds no keys and values")
+    for id_, value in _overrides(folder).items():
+        parser[id_.replace("#", "::")] = value
+    content = parser.get()
     prepared = _prepared(content)
     prepared["bundle_root"] = str(folder)
     prepared["device"] = "$torch.device('cpu')"
     parser.set(prepared)
     return parser
+
+
+def _overrides(folder: Path) -> dict[str, Any]:
+    path = folder / "configs" / OVERRIDES
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def configuration_file(folder: Path) -> Path:
@@ -136,6 +166,11 @@ def components(parser: ConfigParser, id_: str) -> list[Component]:
 def base_name(name: str) -> str:
     """Answers the name of a transform without module and without `d`, `D` or `Dict` at its end."""
     return re.sub(r"(?<=[a-z0-9])(d|D|Dict)$", "", name.rpartition(".")[2])
+
+
+def is_dictionary_form(name: str) -> bool:
+    """Answers whether a transform of this name works on dictionaries, by MONAI's custom: its name ends in d. A Pad does so by chance."""
+    return re.search(r"(?<!Pa)d$|D$|Dict$", name) is not None
 
 
 def _listed(parser: ConfigParser, ids: list[str]) -> list[Component]:

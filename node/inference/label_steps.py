@@ -87,8 +87,8 @@ def apply_function(decided: Decided, function: Function, name: str) -> Decided:
     kinds = _dense(replace(decided, values=present.astype(np.uint8)))  # (channels, kinds)
     answers = _try_out(kinds, function)
     if answers is None:
-        return _from_dense(_answer(function, _dense(decided), decided.values.ndim), name)
-    few = _from_dense(answers, name)
+        return from_dense(_answer(function, _dense(decided), decided.values.ndim), name)
+    few = from_dense(answers, name)
     table = np.zeros(LARGEST_VALUE + 1, dtype=np.uint8)
     table[present] = few.values
     return replace(few, values=table[decided.values])
@@ -119,7 +119,8 @@ def _dense(decided: Decided) -> torch.Tensor:
     return torch.from_numpy(np.stack([decided.channel(index) for index in range(decided.channels)]).astype(np.float32))
 
 
-def _from_dense(channels: torch.Tensor, name: str) -> Decided:
+def from_dense(channels: torch.Tensor, name: str) -> Decided:
+    """Answers labels out of channels (channels, ...) as the reference holds them; `name` made them."""
     if channels.shape[0] > 1:
         if not ((channels == 0) | (channels == 1)).all():
             raise BundleInvalid(f"{name} answers {channels.shape[0]} channels that are not 0 or 1: radnode cannot read labels out of them")

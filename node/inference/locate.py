@@ -44,7 +44,10 @@ def locate(
 
 
 def _landmarks(output: torch.Tensor, card: ModelCard, patient_from_index: NDArray[np.float64], *, dimensions: int) -> Iterator[Landmark]:
-    are_indices = output.ndim == 2 and output.shape[0] == dimensions
+    if output.numel() == output.shape[-2] * output.shape[-1] and output.shape[-2] in {2, dimensions}:
+        output = output.reshape(output.shape[-2:])  # one frame, one volume
+        dimensions = output.shape[0]
+    are_indices = output.ndim == 2
     points = output.shape[1] if are_indices else output.shape[0]
     if not are_indices and output.ndim != dimensions + 1:
         raise BundleInvalid(f"{card.name} answers an array of shape {tuple(output.shape)}: neither heat maps nor points")

@@ -1,6 +1,6 @@
 """Reads the `postprocessing` of a bundle as a Tail: what is understood is said there, what is not is refused by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 from node.errors import BundleInvalid
 from node.inference.configuration import Component, components
 from node.inference.label_steps import apply_function, fill_holes, keep_largest, remove_small_objects
+from node.inference.prompts import POST, label_step
 from node.inference.tail import Decided, Decision, LabelStep, ScoreStep, Tail
 
 PREDICTION: Final = "pred"
@@ -44,12 +45,22 @@ class _Reading:
     labels: tuple[list[LabelStep], list[LabelStep]] = field(default_factory=lambda: ([], []))
     """Before and after the way back."""
     notes: list[str] = field(default_factory=list)
+    prompts: tuple[int, ...] = ()
 
 
-def read_tail(parser: ConfigParser) -> Tail:
-    """Answers the tail of a bundle; without postprocessing the class with the highest score wins."""
-    reading = _Reading()
-    items = components(parser, "postprocessing") if parser.get("postprocessing") else []
+def postprocessing_items(parser: ConfigParser) -> list[Component]:
+    """Answers what a bundle does after its network, in its order."""
+    return components(parser, "postprocessing") if parser.get("postprocessing") else []
+
+
+def read_tail(parser: ConfigParser, items: Sequence[Component] | None = None, *, prompts: Sequence[int] = ()) -> Tail:
+    """Answers the tail of a bundle; without postprocessing the class with the highest score wins.
+
+    `items`: what of its postprocessing is left to do, where the network does some of it. `prompts`: what a network is asked for that
+    takes prompts.
+    """
+    reading = _Reading(prompts=tuple(prompts))
+    items = postprocessing_items(parser) if items is None else items
     built = [(item, _keys(item, parser)) for item in items]
     key = _prediction_key(built)
     saves_resampled = False
@@ -62,6 +73,10 @@ def read_tail(parser: ConfigParser) -> Tail:
             _read_activation(reading, item, parser)
         elif item.name == "AsDiscrete":
             _read_decision(reading, item, parser)
+        elif item.name == POST and reading.prompts and reading.decision is None:
+            reading.decision = Decision()
+            reading.decides_first = not reading.is_inverted
+            reading.labels[reading.is_inverted].append(label_step(item.told, reading.prompts))
         elif item.name == "Invert":
             _read_inversion(reading, item, parser)
         else:
@@ -257,7 +272,7 @@ def _refusal(item: Component, why: str) -> BundleInvalid:
 
 def read_activation(parser: ConfigParser) -> Callable[[torch.Tensor], torch.Tensor]:
     """Answers what makes probabilities of the network's answer: as the postprocessing says, else softmax (of one channel: sigmoid)."""
-    for item in components(parser, "postprocessing") if parser.get("postprocessing") else []:
+    for item in postprocessing_items(parser):
         if item.name != "Activations":
             continue
         built = item.build(parser)

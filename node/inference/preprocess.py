@@ -86,13 +86,17 @@ class _State:
 
     def as_data(self) -> dict[str, Any]:
         """Answers the image as transforms of MONAI take it."""
-        image = MetaTensor(self.values, affine=torch.from_numpy(self.affine.copy()), meta=dict(self.meta))
+        image = MetaTensor(self.values, affine=torch.from_numpy(self.affine.copy()), meta=self._plain_meta())
         return {**self.others, self.key: image}
 
     def ghost(self) -> dict[str, Any]:
         """Answers an image of this shape and place without memory, to ask a transform what it would do."""
-        image = MetaTensor(torch.zeros(1).expand(self.values.shape), affine=torch.from_numpy(self.affine.copy()), meta=dict(self.meta))
+        image = MetaTensor(torch.zeros(1).expand(self.values.shape), affine=torch.from_numpy(self.affine.copy()), meta=self._plain_meta())
         return {self.key: image}
+
+    def _plain_meta(self) -> dict[str, Any]:
+        """Answers the metadata without the affine, which goes by itself: MONAI warns of two."""
+        return {name: value for name, value in self.meta.items() if name != "affine"}
 
 
 def prepare(images: Sequence[Volume], preprocessing: Callable[[dict[str, Any]], dict[str, Any]], key: str) -> Prepared:

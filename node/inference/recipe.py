@@ -1,8 +1,8 @@
 """What radnode takes from a MONAI bundle: how to prepare, what to run, how to end."""
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -11,20 +11,26 @@ from monai.bundle import ConfigParser
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose, MapTransform
 
+from node.domain.bundle_inputs import IMAGE, channel_keys, finds_channels
 from node.errors import BundleInvalid, NodeError
-from node.inference.configuration import components, importable, network_key, open_configuration
-from node.inference.postprocessing import read_activation, read_tail
+from node.inference.arrays import on_arrays
+from node.inference.as_monai import AsMonai, build_postprocessing, decides, prediction_of, settle, usual_decision, why_not_ours
+from node.inference.configuration import Component, components, importable, is_dictionary_form, network_key, open_configuration
+from node.inference.ensemble import NETWORKS, make_ensemble, read_ensemble
+from node.inference.postprocessing import PREDICTION, postprocessing_items, read_activation, read_tail
+from node.inference.prompts import prompted, read_prompts, sliding_window_of
 from node.inference.tail import Tail
 
 SEGMENTATION: Final = "segmentation"
 CLASSIFICATION: Final = "classification"
 DETECTION: Final = "detection"
 LANDMARKS: Final = "landmarks"
-IMAGE: Final = "image"
-
 Answer = TypeVar("Answer")
 
-_NO_NETWORK: Final = "its configuration names no network_def, and its card no weights of format torchscript"
+_NO_NETWORK: Final = (
+    "its configuration names no network_def, and its card no weights of format torchscript → radnode runs networks with what comes before "
+    "and after them; a bundle that is a program of its own runs by `python -m monai.bundle run`"
+)
 
 
 def _unchanged(values: torch.Tensor) -> torch.Tensor:
@@ -54,6 +60,14 @@ class Recipe:
     cpu_precision: str = "fp32"
     weights_key_map: Mapping[str, str] = field(default_factory=dict)
     """Prefixes of keys in the weights file, and those that the network uses for them."""
+    prompts: tuple[int, ...] = ()
+    """What the network is asked for, where it answers only what it is asked."""
+    as_monai: AsMonai | None = None
+    """Of a segmentation whose pre- and postprocessing MONAI does, and why."""
+
+    def finished(self, network: torch.nn.Module) -> torch.nn.Module:
+        """Answers a network that has its weights as it is run."""
+        return prompted(network, self.prompts) if self.prompts else network
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +79,11 @@ class Checkpoint:
     """Under which the file may hold the state of the network, `model` most of the time; some files hold the state alone."""
 
 
-def read_recipe(folder: Path, *, task: str = SEGMENTATION, torchscript: Path | None = None) -> Recipe:
+def read_recipe(folder: Path, *, task: str = SEGMENTATION, torchscript: Path | None = None, wanted: Sequence[int] = ()) -> Recipe:
     """Answers what the configuration in `folder` says. Nothing of its data sets, handlers or evaluators is evaluated.
 
-    `torchscript` is a file that holds the whole network, where the configuration does not build it.
+    `torchscript` is a file that holds the whole network, where the configuration does not build it. `wanted` are the labels that a
+    network is asked for, where it answers only what it is asked.
     A bundle is code: its configuration may hold expressions.
 
     Raises
@@ -76,7 +91,7 @@ def read_recipe(folder: Path, *, task: str = SEGMENTATION, torchscript: Path | N
     BundleInvalid
         When a part is missing or not understood.
     """
-    return guarded(folder, lambda: _read(folder, task, torchscript))
+    return guarded(folder, lambda: _read(folder, task, torchscript, wanted))
 
 
 def find_checkpoint(folder: Path) -> Checkpoint:
@@ -84,18 +99,19 @@ def find_checkpoint(folder: Path) -> Checkpoint:
     return guarded(folder, lambda: _checkpoint(open_configuration(folder), folder))
 
 
-def _read(folder: Path, task: str, torchscript: Path | None) -> Recipe:
+def _read(folder: Path, task: str, torchscript: Path | None, wanted: Sequence[int]) -> Recipe:
     parser = open_configuration(folder)
     key = network_key(parser)
     has_jit = key is not None and "jit.load" in str(parser[key])
-    if key is None and torchscript is None:
+    if key is None and torchscript is None and NETWORKS not in parser:
         raise BundleInvalid(f"{folder.name}: {_NO_NETWORK}")
     whole = torchscript if not has_jit else None
     preprocessing, image_key = _preprocessing(parser)
-    return Recipe(
+    inferer = parser.get_parsed_content("inferer") if parser.get("inferer") and task != DETECTION else SimpleInferer()
+    recipe = Recipe(
         preprocessing=preprocessing,
-        inferer=parser.get_parsed_content("inferer") if parser.get("inferer") and task != DETECTION else SimpleInferer(),
-        tail=read_tail(parser) if task == SEGMENTATION else Tail(),
+        inferer=inferer,
+        tail=Tail(),
         activation=read_activation(parser) if task == CLASSIFICATION else _unchanged,
         make_network=lambda: guarded(folder, lambda: _network(folder, whole)),
         loads_torchscript=has_jit or whole is not None,
@@ -105,6 +121,61 @@ def _read(folder: Path, task: str, torchscript: Path | None) -> Recipe:
         task=task,
         cpu_precision=str(parser.get("cpu_precision", "fp32")),
         weights_key_map=dict(parser.get("weights_key_map", {})),
+    )
+    return _with_ending(recipe, parser, wanted) if task == SEGMENTATION else recipe
+
+
+def _with_ending(recipe: Recipe, parser: ConfigParser, wanted: Sequence[int]) -> Recipe:
+    """Answers the recipe of a segmentation with what comes after its network: as radnode does it, else as MONAI does."""
+    items = postprocessing_items(parser)
+    prompts = read_prompts(parser, items, wanted)
+    if prompts:
+        recipe = replace(recipe, prompts=prompts, inferer=sliding_window_of(recipe.inferer, prompts))  # type: ignore[arg-type]
+    ensemble = read_ensemble(parser, items)
+    mean = ensemble.mean if ensemble is not None else None
+    inverts = any(item.name == "Invert" for item in items)
+    keys = channel_keys(parser.get())
+    left = [item for item in items if mean is None or item is not mean.item]
+    why, tail = "", Tail()
+    try:
+        tail = read_tail(parser, left, prompts=prompts)
+    except BundleInvalid as refusal:
+        if prompts:
+            raise
+        why = str(refusal).partition(" → ")[0]
+    if ensemble is not None and mean is None:
+        why = f"the answers of {len(ensemble.keys)} networks meet after the inferer"
+    elif keys:
+        why = f"it loads {', '.join(keys)} apart"
+    why = why or why_not_ours(recipe.preprocessing, tail, inverts=inverts)
+    if not why:
+        return replace(recipe, tail=tail)
+    if prompts:
+        raise BundleInvalid(f"a network that takes prompts is run by radnode itself, and it cannot here: {why}")
+    answers = (PREDICTION,) if ensemble is None else ensemble.keys if mean is None else (mean.output_key,)
+    whole = settle([item.build(parser) for item in components(parser, "preprocessing")]) if keys else recipe.preprocessing
+    try:
+        post = build_postprocessing(parser, left, answers)
+    except NodeError:
+        raise
+    except Exception as error:
+        # whatever a bundle's own transform raises when it is made: both reasons are told
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+        raise BundleInvalid(f"{why}; MONAI cannot build it either: {type(cause).__name__}: {cause}") from error
+    can_decide = decides(left, post.transforms)
+    return replace(
+        recipe,
+        as_monai=AsMonai(
+            reason=why,
+            preprocessing=whole,
+            postprocessing=post,
+            image_key=IMAGE if keys else recipe.image_key,
+            channel_keys=keys,
+            prediction_keys=answers,
+            prediction=prediction_of(parser, items, answers),
+            inverts=inverts,
+            decision=None if can_decide else usual_decision(post.transforms),
+        ),
     )
 
 
@@ -127,20 +198,26 @@ def _network(folder: Path, torchscript: Path | None) -> torch.nn.Module:
         script: torch.nn.Module = torch.jit.load(str(torchscript), map_location="cpu")  # type: ignore[no-untyped-call]
         return script
     parser = open_configuration(folder)
+    ensemble = read_ensemble(parser, postprocessing_items(parser))
+    if ensemble is not None:
+        return make_ensemble(parser, ensemble)
     network = parser.get_parsed_content(str(network_key(parser)))
     if not isinstance(network, torch.nn.Module):
         raise BundleInvalid(f"{network_key(parser)} of {folder.name} is a {type(network).__name__} and no network")
     return network
 
 
-def _preprocessing(parser: ConfigParser) -> tuple[Compose, str]:
+def _preprocessing(parser: ConfigParser) -> tuple[Callable[[dict[str, Any]], dict[str, Any]], str]:
     """Answers the preprocessing of the image, and under which key it works."""
     if not parser.get("preprocessing"):
         return Compose([]), IMAGE
     built = [(item, item.build(parser)) for item in components(parser, "preprocessing")]
-    for item, transform in built:
-        if type(transform).__module__.startswith("monai.") and not isinstance(transform, (MapTransform, Compose)):
-            raise BundleInvalid(f"preprocessing holds {item.told}, which takes no dictionary → its dictionary form, {item.told}d")
+    arrays = [item for item, transform in built if _takes_arrays(item, transform)]
+    if arrays and len(arrays) == len(built):
+        return on_arrays([transform for _, transform in built], has_channels=finds_channels(parser.get())), IMAGE
+    if arrays:
+        told = arrays[0].told
+        raise BundleInvalid(f"preprocessing holds {told}, which takes no dictionary as the others do → its dictionary form, {told}d")
     keys = [_keys_of(transform) for _, transform in built]
     image_key = IMAGE if not any(keys) or any(IMAGE in of for of in keys) else next(of[0] for of in keys if of)
     kept = []
@@ -150,6 +227,11 @@ def _preprocessing(parser: ConfigParser) -> tuple[Compose, str]:
                 transform.allow_missing_keys = True  # a label or the like: there is none
             kept.append(transform)
     return Compose(kept), image_key
+
+
+def _takes_arrays(item: Component, transform: object) -> bool:
+    is_dictionary = isinstance(transform, (MapTransform, Compose)) or is_dictionary_form(item.told)
+    return type(transform).__module__.startswith("monai.") and not is_dictionary
 
 
 def _keys_of(transform: object) -> tuple[str, ...]:

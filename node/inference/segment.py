@@ -15,7 +15,8 @@ import torch
 
 from node.domain.findings import Findings
 from node.domain.volume import LabelMap, Volume
-from node.errors import DeviceOutOfMemory
+from node.errors import DeviceOutOfMemory, EngineError, OutsideIntendedUse
+from node.inference.as_monai import segment_as_monai
 from node.inference.engines import Engine
 from node.inference.labelling import Labelling, LabelsOnGrid, LabelsOnSource
 from node.inference.parallel import map_on_all_cores
@@ -33,6 +34,9 @@ def segment(images: Sequence[Volume], recipe: Recipe, engine: Engine, progress: 
     Raises DeviceOutOfMemory when not even one window at a time fits; its text says what was tried.
     """
     progress(0.0)
+    if recipe.as_monai is not None:
+        with torch.inference_mode():
+            return segment_as_monai(images, recipe.as_monai, recipe.inferer, engine, progress)
     tail, source = recipe.tail, images[0].source
     watch = _Watch()
     with torch.inference_mode():
@@ -76,9 +80,26 @@ def _run(
         else:
             return
     began = time.perf_counter()
-    output = torch.as_tensor(recipe.inferer(image[None], engine.infer))[0].float()
+    with _told_as_size(image):
+        output = torch.as_tensor(recipe.inferer(image[None], engine.infer))[0].float()
     batches.network_s += time.perf_counter() - began
     map_on_all_cores(result, blocks_of(output, result.skirt))
+
+
+@contextmanager
+def _told_as_size(image: torch.Tensor) -> Iterator[None]:
+    """Tells a network that cannot take a whole volume of this size from one that fails: trying again would not help."""
+    try:
+        yield
+    except EngineError as error:
+        words = str(error.__cause__).lower()
+        if type(error) is not EngineError or not ("size" in words or "shape" in words):
+            raise
+        extent = "x".join(map(str, image.shape[1:]))
+        raise OutsideIntendedUse(
+            f"The bundle feeds its network whole volumes, and a volume of {extent} voxels does not suit it: it wants sizes that it can halve, "
+            "or one size alone."
+        ) from error
 
 
 class _Watch:

@@ -75,17 +75,22 @@ class Backlog:
         self._last_s = time.monotonic()
         self._ends = 0
         self._under_way = 0
+        self._asleep = False
+        """Whether the thread may be waiting without an end."""
         self._stopping = False
         self._places_wanted = True
 
     def put(self, what: What) -> None:
         """Takes an instance, or the end of an association."""
         now_s = time.monotonic()
-        with self._changed:
-            self._ends += isinstance(what, str)
-            self._waiting.append((now_s, what))
-            self._last_s = now_s
-            if len(self._waiting) == 1 or isinstance(what, str):  # else the thread is up, and looks by itself
+        is_end = isinstance(what, str)
+        if is_end:
+            with self._changed:
+                self._ends += 1
+        self._waiting.append((now_s, what))
+        self._last_s = now_s
+        if is_end or self._asleep:  # else the thread is up, and looks by itself: no lock for every instance
+            with self._changed:
                 self._changed.notify_all()
 
     def wait_for_room(self, is_stuck: Callable[[], bool]) -> None:
@@ -143,7 +148,13 @@ class Backlog:
                     finally:
                         self._changed.acquire()
                     continue
-                self._changed.wait(LULL_S if self._waiting else None)
+                self._asleep = True  # first: whoever puts something from here on wakes us
+                if self._waiting:
+                    self._asleep = False
+                    self._changed.wait(LULL_S)
+                else:
+                    self._changed.wait()
+                    self._asleep = False
             batch = [self._waiting.popleft()[1] for _ in range(min(BATCH, len(self._waiting)))]
             self._ends -= sum(isinstance(one, str) for one in batch)
             self._under_way = len(batch)

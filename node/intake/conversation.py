@@ -9,8 +9,9 @@ from typing import Final
 
 import structlog
 
+from node.codes import StoreStatus
 from node.intake.admission import Caller, Refusal
-from node.intake.handlers import Accept, OnReport, on_c_echo, on_c_store, on_n_event_report
+from node.intake.handlers import Accept, OnReport, nothing, on_c_echo, on_c_store, on_n_event_report
 from node.intake.incoming import BEGINNING_BYTES, FileIdentity, IncomingFile
 from node.intake.negotiation import MalformedRequest, accept_request, read_request, rejection_pdu
 from node.intake.spool import Spool
@@ -25,7 +26,7 @@ from node.network import (
     GeneralStatus,
     PduType,
 )
-from node.network.command import Command, decode_command, encode_command, number_in, text_in
+from node.network.command import Command, decode_command, encode_command, encode_store_response, number_in, text_in
 from node.network.commitment import LONGEST_REPORT_BYTES
 from node.network.link import BULK_BYTES, SLOWEST_BYTES_PER_S, Link, pdu
 
@@ -104,6 +105,8 @@ class Conversation:
         self._message: Message | None = None
         self._last_size_bytes: int | None = None
         """Of an instance: the next one is likely to be as long."""
+        self._ahead: IncomingFile | None = None
+        """The file of the next one, opened while nobody waited."""
 
     @property
     def socket(self) -> socket.socket:
@@ -142,6 +145,8 @@ class Conversation:
         finally:
             if self._message is not None and self._message.incoming is not None:
                 self._message.incoming.discard()
+            if self._ahead is not None:
+                self._ahead.discard()
 
     def _negotiate(self) -> bool:
         kind, body = self.link.receive_pdu()
@@ -255,17 +260,26 @@ class Conversation:
         elif message.kind == CommandField.C_STORE_RQ:
             request = message.store = self._store_request(message)
             identity = FileIdentity(request.sop_class_uid, request.sop_instance_uid, request.transfer_syntax_uid, request.calling_ae_title)
-            incoming = message.incoming = self.services.spool.open_incoming(identity, self._last_size_bytes)
+            incoming = message.incoming = self._open(identity)
             self.link.gulp_bytes = SHORT_GULP_BYTES if incoming.is_mapped else BULK_BYTES
         elif message.kind == CommandField.N_EVENT_REPORT_RQ and self.services.on_report is not None:
             message.report = bytearray()
+
+    def _open(self, identity: FileIdentity) -> IncomingFile:
+        incoming, self._ahead = self._ahead, None
+        if incoming is None:
+            return self.services.spool.open_incoming(identity, self._last_size_bytes)
+        incoming.begin(identity)
+        return incoming
 
     def _answer(self) -> None:
         message = self._message
         if message is None:
             return
+        rest = nothing
         if message.kind == CommandField.C_STORE_RQ:
-            status: int = on_c_store(message.store or self._store_request(message), message.incoming, self.services.accept)
+            status: int
+            status, rest = on_c_store(message.store or self._store_request(message), message.incoming, self.services.accept)
             self.instances += 1
             if message.incoming is not None:
                 self.size_bytes += message.incoming.size_bytes
@@ -280,7 +294,12 @@ class Conversation:
         self._message = None
         if message.kind & CommandField.RESPONSE or message.kind == CommandField.C_CANCEL_RQ:
             return  # nothing of ours is under way that this could belong to
-        self.link.send_fragments(message.context_id, COMMAND_FRAGMENT, [encode_command(_response(message, status))])
+        try:
+            self.link.send_fragments(message.context_id, COMMAND_FRAGMENT, [_response(message, status)])
+        finally:
+            rest()  # while the sender prepares its next message
+        if message.incoming is not None and status == StoreStatus.SUCCESS and not self.stopping:
+            self._ahead = self.services.spool.open_ahead(self._last_size_bytes)
 
     def _store_request(self, message: Message) -> StoreRequest:
         return StoreRequest(
@@ -292,7 +311,16 @@ class Conversation:
         )
 
 
-def _response(message: Message, status: int) -> Command:
+def _response(message: Message, status: int) -> bytes:
+    """Answers the command set of the response to a request."""
+    if (
+        message.kind == CommandField.C_STORE_RQ
+        and message.store is not None
+        and message.store.sop_class_uid
+        and message.store.sop_instance_uid
+    ):
+        message_id = number_in(message.command, CommandElement.MESSAGE_ID) or 0
+        return encode_store_response(message.store.sop_class_uid, message.store.sop_instance_uid, message_id, status)
     response: dict[int, int | str] = {
         CommandElement.COMMAND_FIELD: message.kind | CommandField.RESPONSE,
         CommandElement.MESSAGE_ID_RESPONDED_TO: number_in(message.command, CommandElement.MESSAGE_ID) or 0,
@@ -302,4 +330,4 @@ def _response(message: Message, status: int) -> Command:
     for element in (CommandElement.AFFECTED_SOP_CLASS_UID, CommandElement.AFFECTED_SOP_INSTANCE_UID, CommandElement.EVENT_TYPE_ID):
         if element in message.command:
             response[element] = message.command[element]
-    return response
+    return encode_command(response)

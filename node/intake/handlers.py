@@ -15,8 +15,16 @@ from node.network import STORAGE_COMMITMENT, CommandElement, GeneralStatus
 from node.network.command import Command, number_in, text_in
 from node.network.commitment import MalformedReport, decode_commitment_report
 
-Accept = Callable[[IncomingFile, StoreRequest], None]
+Rest = Callable[[], None]
+"""What is left to do with an instance that is safe, when its sender has the answer."""
+
+Accept = Callable[[IncomingFile, StoreRequest], Rest | None]
 """Makes an instance safe; returns when it is, raises an IntakeError when it is not taken."""
+
+
+def nothing() -> None:
+    """Is the rest where there is none."""
+
 
 OnReport = Callable[[CommitmentReport], bool]
 """Records a report on a storage commitment; True when that is durable, False when no request of ours has its transaction UID."""
@@ -27,19 +35,19 @@ COMMITMENT_EVENTS: Final = frozenset({1, 2})
 log = structlog.get_logger("radnode")
 
 
-def on_c_store(request: StoreRequest, incoming: IncomingFile | None, accept: Accept) -> StoreStatus | GeneralStatus:
-    """Answers a C-STORE request: success when `accept` has returned, and not before (promise P1)."""
+def on_c_store(request: StoreRequest, incoming: IncomingFile | None, accept: Accept) -> tuple[StoreStatus | GeneralStatus, Rest]:
+    """Answers a C-STORE request, and what is to be done behind the answer: success when `accept` has returned, not before (promise P1)."""
     try:
-        accept(_arrived(incoming), request)
+        rest = accept(_arrived(incoming), request)
     except BelowWatermark as error:  # said once by the watermark, not for every instance
-        return error.dimse_status
+        return error.dimse_status, nothing
     except IntakeError as error:
         log.warning("instance.refused", status=f"{error.dimse_status:04X}", reason=str(error), **_facts(request))
-        return error.dimse_status
+        return error.dimse_status, nothing
     except Exception:  # the boundary towards the peer: our bug must not break its association, nor pass for success
         log.exception("instance.failed", **_facts(request))
-        return GeneralStatus.PROCESSING_FAILURE
-    return StoreStatus.SUCCESS
+        return GeneralStatus.PROCESSING_FAILURE, nothing
+    return StoreStatus.SUCCESS, rest or nothing
 
 
 def on_c_echo() -> StoreStatus:

@@ -71,33 +71,47 @@ class IncomingFile:
     def __init__(
         self,
         place: Place,
-        identity: FileIdentity,
+        identity: FileIdentity | None = None,
         *,
         objection: Callable[[], OutOfResources | None] = lambda: None,
         durability: Durability = Durability.POWER_LOSS,
     ) -> None:
-        """Begins the file."""
+        """Opens the file, and begins it where it is known what comes; else `begin` does."""
         self._place = place
         self.size_bytes = 0
         self._objection = objection
         self._durability = durability
         self._look_at_bytes = LOOK_EVERY_BYTES
-        self._unwritten_head = file_head(identity)
-        self.head_bytes = len(self._unwritten_head)
+        self._unwritten_head = b""
+        self.head_bytes = 0
         self.beginning = bytearray()
         """The first BEGINNING_BYTES of the data set."""
         self._held: tuple[bytes | memoryview, ...] = ()
         """The whole data set, where it is short and all there: it is written together with its seal."""
         self._digest = hashlib.sha256() if durability is Durability.POWER_LOSS else None
         self._descriptor = -1
+        self._is_sealed = False
         self._is_new = not place.is_made
         """Whether its name was not made ahead: it is not on the disk yet."""
-        self._fault = objection()
+        self._fault = objection() if identity is not None else None
         if self._fault is None:
             try:
                 self._descriptor = self._open()
             except OSError as error:
                 self._fail(error)
+        if identity is not None:
+            self._begin(identity)
+
+    def begin(self, identity: FileIdentity) -> None:
+        """Says what comes into a file that was opened ahead."""
+        self._fault = self._fault or self._objection()
+        if self._fault is not None:
+            self.discard()
+        self._begin(identity)
+
+    def _begin(self, identity: FileIdentity) -> None:
+        self._unwritten_head = file_head(identity)
+        self.head_bytes = len(self._unwritten_head)
 
     def _open(self) -> int:
         if self._place.is_made:
@@ -114,7 +128,7 @@ class IncomingFile:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has been neither sealed nor discarded."""
+        """Whether it has been neither closed nor discarded."""
         return self._descriptor >= 0
 
     @property
@@ -196,7 +210,9 @@ class IncomingFile:
             raise self._fault
 
     def seal(self) -> SealedFile:
-        """Closes the file when all of it is as safe as promised, seal included: one flush of the disk, two where no place was made ahead.
+        """Returns when all of it is as safe as promised, seal included: one flush of the disk, two where no place was made ahead.
+
+        The file is still to be closed.
 
         Raises
         ------
@@ -215,7 +231,7 @@ class IncomingFile:
         except OSError as error:
             self._fail(error)
             self.check()
-        self._close()
+        self._is_sealed = True
         return SealedFile(self._place.name, seal, self._place.mapped)
 
     def _write_seal(self, preamble: bytes) -> None:
@@ -230,9 +246,11 @@ class IncomingFile:
             os.pwrite(self._descriptor, preamble, 0)
 
     def discard(self) -> None:
-        """Forgets the instance: closed and gone. Harmless when it has been sealed."""
+        """Forgets the instance: closed and gone. One that has been sealed is closed, and stays."""
         if self._descriptor >= 0:
-            self._close()
+            self.close()
+            if self._is_sealed:
+                return
             with suppress(OSError):  # a disk that does not even remove: the sweep at the next start does
                 self.path.unlink(missing_ok=True)
 
@@ -240,7 +258,8 @@ class IncomingFile:
         self._fault = as_out_of_resources(error)
         self.discard()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Closes the file; nothing more can be done with it."""
         descriptor, self._descriptor = self._descriptor, -1
         self._held = ()
         if descriptor >= 0:

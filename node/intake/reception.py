@@ -2,11 +2,13 @@
 
 import time
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 from node.domain.commitment import CommitmentReport
 from node.files import Durability
 from node.intake.backlog import Arrival, Filing
+from node.intake.handlers import Rest
 from node.intake.incoming import IncomingFile
 from node.intake.settler import Settler
 from node.intake.spool import Spool
@@ -27,8 +29,10 @@ class Intake:
         """Takes in what an earlier life has answered for; answers how many instances that was. From here on rows are written."""
         return self._filing.start()
 
-    def accept(self, incoming: IncomingFile, request: StoreRequest) -> None:
-        """Takes an instance; when this returns, it survives what was promised (P1): its row follows, now or after the next start.
+    def accept(self, incoming: IncomingFile, request: StoreRequest) -> Rest:
+        """Takes an instance; when this returns, it survives what was promised (P1).
+
+        What it answers sees to the row: called when the sender has its answer, or, should we die before, after the next start.
 
         Raises
         ------
@@ -44,9 +48,15 @@ class Intake:
             uids = read_uids(incoming, request)
             refuse_bomb(incoming, request.transfer_syntax_uid)
             self._filing.check()
-            self._filing.submit(Arrival(incoming.seal(), uids, request))
-        finally:
+            arrival = Arrival(incoming.seal(), uids, request)
+        except BaseException:
             incoming.discard()
+            raise
+        return partial(self._file, incoming, arrival)
+
+    def _file(self, incoming: IncomingFile, arrival: Arrival) -> None:
+        incoming.close()
+        self._filing.submit(arrival)
 
     def record_report(self, report: CommitmentReport) -> bool:
         """Notes durably what an archive says about a storage commitment; answers False when it answers no request of ours."""

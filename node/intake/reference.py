@@ -146,7 +146,9 @@ class ReferenceScp:
         incoming = self._spool.open_incoming(identity)
         incoming.write(event.encoded_dataset(include_meta=False))
         guest.instances += 1
-        return int(on_c_store(request, incoming, self._accept))
+        status, rest = on_c_store(request, incoming, self._accept)
+        rest()
+        return int(status)
 
     def _report(self, event: Any) -> tuple[int, Any]:
         command: Command = {

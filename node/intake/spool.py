@@ -132,6 +132,11 @@ class Spool:
         """
         return IncomingFile(self._slots.take(expected_bytes), identity, objection=self.watermark.objection, durability=self._durability)
 
+    def open_ahead(self, expected_bytes: int | None = None) -> IncomingFile | None:
+        """Opens a file for an instance that is likely to come; answers None where that cannot be now."""
+        incoming = IncomingFile(self._slots.take(expected_bytes), objection=self.watermark.objection, durability=self._durability)
+        return incoming if incoming.is_open else None
+
     def sealed(self) -> Iterator[SealedFile]:
         """Yields what an earlier life has answered for, and sweeps what it left half received; nothing may arrive meanwhile.
 
@@ -176,7 +181,9 @@ class Spool:
         OutOfResources
             When the disk is full or below the limit; nothing is left of the instance.
         """
-        with self.settling([incoming.seal()]) as kept:
+        sealed = incoming.seal()
+        incoming.close()
+        with self.settling([sealed]) as kept:
             yield kept[0]
 
     @contextmanager

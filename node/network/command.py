@@ -5,11 +5,23 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
-from node.network import CommandElement
+from node.network import NO_DATA_SET, CommandElement, CommandField
 
 _HEAD: Final = struct.Struct("<HHI")
 _NUMBER: Final = struct.Struct("<H")
 _GROUP_LENGTH: Final = struct.Struct("<I")
+_GROUP_LENGTH_ELEMENT: Final = struct.Struct("<HHII")
+_STORE_RESPONSE: Final = struct.Struct("<" + 3 * "HHIH" + "HHI")
+"""Three numbers, and the head of the Affected SOP Instance UID."""
+_RESPONDED_TO, _DATA_SET_TYPE, _STATUS, _INSTANCE_UID = map(
+    int,
+    (
+        CommandElement.MESSAGE_ID_RESPONDED_TO,
+        CommandElement.DATA_SET_TYPE,
+        CommandElement.STATUS,
+        CommandElement.AFFECTED_SOP_INSTANCE_UID,
+    ),
+)
 
 Command = Mapping[int, int | str]
 """Element number → value: numbers are US, texts UI (or another text)."""
@@ -32,6 +44,23 @@ def decode_command(encoded: bytes) -> dict[int, int | str]:
             command[number] = _NUMBER.unpack(value)[0] if length == 2 else value.decode("ascii", "replace").strip("\x00 ")
         place += 8 + length
     return command
+
+
+def encode_store_response(sop_class_uid: str, sop_instance_uid: str, message_id: int, status: int) -> bytes:
+    """Answers the command set of a C-STORE response (PS3.7 Table 9.3-2): what `encode_command` would, at once."""
+    uid = sop_instance_uid.encode("ascii", "replace")
+    uid += b"\x00" * (len(uid) % 2)
+    beginning = _beginning_of_store_response(sop_class_uid)
+    numbers = _STORE_RESPONSE.pack(
+        0, _RESPONDED_TO, 2, message_id, 0, _DATA_SET_TYPE, 2, NO_DATA_SET, 0, _STATUS, 2, status, 0, _INSTANCE_UID, len(uid)
+    )
+    size = len(beginning) + len(numbers) + len(uid)
+    return b"".join((_GROUP_LENGTH_ELEMENT.pack(0, 0, 4, size), beginning, numbers, uid))
+
+
+@lru_cache(maxsize=256)
+def _beginning_of_store_response(sop_class_uid: str) -> bytes:
+    return _encode(CommandElement.AFFECTED_SOP_CLASS_UID, sop_class_uid) + _encode(CommandElement.COMMAND_FIELD, CommandField.C_STORE_RSP)
 
 
 def number_in(command: Command, element: CommandElement) -> int | None:

@@ -60,7 +60,7 @@ def receive(intake: Intake, spool: Spool, uid: str, path: Path) -> None:
     incoming = spool.open_incoming(FileIdentity(sop_class_uid, uid, syntax))
     content = path.read_bytes()
     incoming.write(content[132 + 12 + int(dataset.file_meta.FileMetaInformationGroupLength) :])
-    intake.accept(incoming, StoreRequest(sop_class_uid, uid, syntax, "ARCHIVE", "association"))
+    intake.accept(incoming, StoreRequest(sop_class_uid, uid, syntax, "ARCHIVE", "association"))()
 
 
 def copy_of(prepared: Path, folder: Path) -> Config:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -114,9 +115,32 @@ def test_labels_that_are_not_there_are_no_hindrance(tmp_path: Path) -> None:
     assert set(recipe.preprocessing({"img": MetaTensor(torch.rand(1, 3, 3, 3))})) == {"img"}
 
 
-def test_transforms_of_arrays_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(BundleInvalid, match="ScaleIntensity, which takes no dictionary → its dictionary form, ScaleIntensityd"):
-        read_recipe(bundle(tmp_path / "b", preprocessing=compose({"_target_": "ScaleIntensity"})))
+def test_transforms_of_arrays_among_others_are_refused_by_name(tmp_path: Path) -> None:
+    transforms = compose({"_target_": "ScaleIntensity"}, {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"})
+    with pytest.raises(BundleInvalid, match="ScaleIntensity, which takes no dictionary as the others do → its dictionary form"):
+        read_recipe(bundle(tmp_path / "b", preprocessing=transforms))
+
+
+@pytest.mark.parametrize(
+    ("steps", "shape"),
+    [
+        ([{"_target_": "Transpose", "indices": [2, 0, 1, 3]}, {"_target_": "ScaleIntensity"}], (6, 4, 5, 1)),
+        ([{"_target_": "EnsureChannelFirst"}, {"_target_": "ScaleIntensity"}], (1, 4, 5, 6)),
+        ([{"_target_": "EnsureType"}], (4, 5, 6)),
+    ],
+)
+def test_transforms_of_arrays_see_the_axes_of_a_file(tmp_path: Path, steps: list[dict[str, Any]], shape: tuple[int, ...]) -> None:
+    recipe = read_recipe(bundle(tmp_path / "b", preprocessing=compose({"_target_": "LoadImage", "image_only": True}, *steps)))
+    image = MetaTensor(torch.rand(1, 4, 5, 6), affine=torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0])))
+    prepared = recipe.preprocessing({"image": image})["image"]
+    assert tuple(prepared.shape) == shape
+    assert torch.equal(prepared.affine, image.affine)
+
+
+def test_names_that_numpy_has_dropped_are_there_for_bundles_and_for_nobody_else(tmp_path: Path) -> None:
+    folder = bundle(tmp_path / "b", imports=["$import numpy as np"], network_def="$torch.nn.Conv3d(1, int(np.product([2, 3])), 1)")
+    assert read_recipe(folder).make_network().out_channels == 6
+    assert not hasattr(np, "product")
 
 
 def test_scripts_of_the_bundle_are_its_own(tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ import nibabel
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from scipy import ndimage
 
 from node.domain.volume import LabelMap, Volume
 from node.inference.bundle import load_bundle
@@ -22,6 +20,7 @@ from node.modelstore import load_card
 from node.pipeline import Analysis, Stopwatch, conclude, context_for, encode, read_source_headers
 from tests.bundles import copy_bundle, write_card, write_random_weights
 from tests.factories import SeriesOptions, make_ct_series, make_mr_series
+from tests.monai_reference import textured, write_nifti
 
 pytestmark = [pytest.mark.data, pytest.mark.slow]
 
@@ -44,28 +43,6 @@ class Case:
     volumes: tuple[Volume, ...]
     written: Path
     run: Mapping[str, Any]
-
-
-def textured(seed: int) -> Any:
-    """Answers an edit of a series that lays smooth noise over it, the same from slice to slice."""
-    generator = np.random.default_rng(seed)
-    noise = ndimage.gaussian_filter(generator.normal(size=(64, 64, 64)), 2.5)
-    noise *= 120 / noise.std()
-
-    def edit(dataset: Dataset, index: int) -> None:
-        pixels = np.frombuffer(dataset.PixelData, dtype="<u2").reshape(dataset.Rows, dataset.Columns)
-        changed = np.clip(pixels + noise[index, : dataset.Rows, : dataset.Columns], 0, 4095)
-        dataset.PixelData = changed.astype("<u2").tobytes()
-
-    return edit
-
-
-def write_nifti(volume: Volume, path: Path) -> Path:
-    """Writes a volume as converters from DICOM write it: columns, rows, slices."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.patient_from_voxel[:, [2, 1, 0, 3]]
-    nibabel.save(nibabel.Nifti1Image(volume.voxels.transpose(2, 1, 0), affine), path)
-    return path
 
 
 def make_case(folder: Path, name: str, changes: Mapping[str, Any], options: Sequence[SeriesOptions], segments: Mapping[int, str]) -> Case:

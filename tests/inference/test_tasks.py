@@ -3,8 +3,9 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pydicom import dcmread
 from safetensors.torch import save_file
 
 from node.domain.states import Outcome
+from node.domain.volume import VolumeGeometry
 from node.errors import BundleInvalid, CardInvalid
 from node.inference.bundle import Bundle, load_bundle
 from node.inference.detect import Detector
@@ -239,6 +241,72 @@ def test_a_landmark_is_where_its_heat_map_is_highest(tmp_path: Path, orientation
     (landmark,) = load_bundle(folder, load_card(folder)).predict([volume]).landmarks
     np.testing.assert_allclose(landmark.position_mm, (volume.geometry.patient_from_voxel @ [6, 11, 4, 1])[:3], atol=1e-3)
     assert landmark.definition.label == "Tip"
+
+
+FRAMES: Final = """
+import torch
+
+class Brightest(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, image):
+        rows = image.shape[-1]
+        place = image.flatten(1).argmax(dim=1)
+        found = torch.stack([place // rows, place % rows], dim=1).float() * self.scale
+        return torch.stack([found, torch.zeros_like(found)], dim=2)
+
+class EachFrame:
+    def __call__(self, inputs, network):
+        return torch.stack([network(inputs[..., frame]) for frame in range(inputs.shape[-1])], dim=1)
+"""
+
+
+def test_points_of_a_network_of_frames_lie_in_each_image(tmp_path: Path) -> None:
+    """Its preprocessing takes the image as a file has it: columns, rows, slices, frames."""
+    steps = [
+        {"_target_": "LoadImage", "image_only": True},
+        {"_target_": "Transpose", "indices": [2, 0, 1, 3]},
+        {"_target_": "ScaleIntensity"},
+    ]
+    outputs = 'reads = "images"\n' + "".join(f'[[landmarks]]\nchannel = {n}\nlabel = "P{n}"\ntype = {CODE}\n' for n in range(2))
+    folder = tmp_path / "frames"
+    (folder / "scripts").mkdir(parents=True)
+    (folder / "scripts" / "__init__.py").touch()
+    (folder / "scripts" / "frames.py").write_text(FRAMES)
+    configuration = {
+        "network_def": {"_target_": "scripts.frames.Brightest"},
+        "inferer": {"_target_": "scripts.frames.EachFrame"},
+        "preprocessing": {"_target_": "Compose", "transforms": steps},
+    }
+    (folder / "configs").mkdir()
+    (folder / "configs" / "inference.json").write_text(json.dumps(configuration))
+    (folder / "configs" / "metadata.json").write_text("{}")
+    (folder / "models").mkdir()
+    save_file({"scale": torch.ones(1)}, folder / "models" / "model.safetensors")
+    digest = hashlib.sha256((folder / "models" / "model.safetensors").read_bytes()).hexdigest()
+    head, _, _ = CARD.format(name="frames", version="1", sha256=digest).partition("[[weights]]")
+    weights = CARD.format(name="frames", version="1", sha256=digest).partition("[[weights]]")[2].partition("[[segments]]")[0]
+    (folder / "card.toml").write_text(head + 'reads = "images"\n[[weights]]' + weights + outputs.partition("\n")[2])
+    volume = read_series(make_ct_series(tmp_path / "ct", slices=5, rows=20, columns=18, orientation="oblique").paths)
+    volume.voxels[:] = np.minimum(volume.voxels, 500)
+    volume.voxels[3, 11, 4] = 4000
+    image = replace(
+        volume,
+        voxels=volume.voxels[3:4],
+        geometry=VolumeGeometry((1, 20, 18), volume.geometry.patient_from_voxel @ _moved_by(3)),
+        source=replace(volume.source, planes=volume.source.planes[3:4]),
+    )
+    (landmark,) = load_bundle(folder, load_card(folder)).predict([image]).landmarks
+    np.testing.assert_allclose(landmark.position_mm, (volume.geometry.patient_from_voxel @ [3, 11, 4, 1])[:3], atol=1e-3)
+    assert landmark.definition.label == "P0"
+
+
+def _moved_by(slices: int) -> np.ndarray:
+    matrix = np.eye(4)
+    matrix[0, 3] = slices
+    return matrix
 
 
 def test_a_card_that_reports_nothing_is_refused(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ class Place:
             file = read_part10(path)
             incoming = self.spool.open_incoming(FileIdentity(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, "PACS"))
             incoming.write(data_set_of(path))
-            intake.accept(incoming, StoreRequest(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, "PACS", "a1"))
+            intake.accept(incoming, StoreRequest(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, "PACS", "a1"))()
         intake.end_association("a1")
         intake.stop()
         if now_s is not None:

@@ -94,7 +94,7 @@ def receive(intake: Intake, spool: Spool, path: Path) -> None:
     data = data_set_of(path)
     for place in range(0, len(data), 4000):
         incoming.write(data[place : place + 4000])
-    intake.accept(incoming, StoreRequest(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, "TESTER", "association"))
+    intake.accept(incoming, StoreRequest(file.sop_class_uid, file.sop_instance_uid, file.transfer_syntax_uid, "TESTER", "association"))()
 
 
 def prepared_spool(state_dir: Path) -> Spool:

@@ -53,6 +53,17 @@ def convert(parts: Sequence[Part], output: Path, *, keep: Sequence[str] = ()) ->
     return Converted(told["parameters"], tuple(told["kinds"]), told["isolated"], tuple(told["notes"]), told["kept"])
 
 
+def convert_by_bundle(folder: Path, expression: str, weights: Path, output: Path) -> Converted:
+    """Writes the weights that a bundle puts into its network by a function of its own, which runs in the confined process.
+
+    Raises BundleRefused when that fails.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    job = {"do": "by_bundle", "folder": str(folder.resolve()), "expression": expression, "output": str(output.resolve())}
+    told = run_confined(CHILD, job, _limits(weights.stat().st_size))
+    return Converted(told["parameters"], tuple(told["kinds"]), told["isolated"], tuple(told["notes"]), {})
+
+
 def rewrite(path: Path, output: Path) -> None:
     """Writes a pickle anew with nothing but tensors, arrays and plain values in it.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any, Final
 
 from node.inference.install.sandbox import answer, read_job, refuse
+from node.inference.plain_pickles import numpy_globals
 
 STATE_KEYS: Final = ("network_weights", "state_dict", "model_state_dict", "model", "network", "net", "module", "ema", "params", "weights")
 PREFIXES: Final = ("module.", "_orig_mod.")
@@ -41,6 +42,8 @@ def perform(job: Mapping[str, Any]) -> dict[str, Any]:
     if job["do"] == "rewrite":
         _rewrite(job)
         return {}
+    if job["do"] == "by_bundle":
+        return _write_state(_by_bundle(job), job, ["its weights are named by a function of the bundle's own"], {})
     tensors: dict[str, Any] = {}
     notes: list[str] = []
     kept: dict[str, Any] = {}
@@ -51,6 +54,10 @@ def perform(job: Mapping[str, Any]) -> dict[str, Any]:
         }
         state = _state_of(loaded, part["name"])
         tensors |= {part["prefix"] + key: tensor for key, tensor in _clean(state, part["name"], notes).items()}
+    return _write_state(tensors, job, notes, kept)
+
+
+def _write_state(tensors: Mapping[str, Any], job: Mapping[str, Any], notes: list[str], kept: Mapping[str, Any]) -> dict[str, Any]:
     unique, aliases = _without_shared(tensors)
     _write(unique, aliases, job["output"])
     return {
@@ -58,6 +65,29 @@ def perform(job: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": sum(tensor.numel() for tensor in unique.values()),
         "kinds": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in unique.values()}),
     }  # fmt: skip
+
+
+def _by_bundle(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights after the bundle's own code has loaded them. It was trusted, and has neither network nor rights here."""
+    from pathlib import Path
+
+    from node.errors import NodeError
+    from node.inference.configuration import importable, network_key, open_configuration
+
+    folder = Path(job["folder"])
+    try:
+        with importable(folder):
+            parser = open_configuration(folder)
+            network = parser.get_parsed_content(str(network_key(parser)))
+            parser.get_parsed_content(job["expression"])
+            state: dict[str, Any] = network.state_dict()
+    except NodeError as error:
+        raise Refused(str(error)) from error
+    except Exception as error:
+        # the bundle's own code can raise anything
+        cause = error.__cause__ or error
+        raise Refused(f"the bundle's own function does not load its weights: {type(cause).__name__}: {cause}") from error
+    return state
 
 
 def _load(descriptor: int, name: str) -> Any:
@@ -74,7 +104,7 @@ def _load(descriptor: int, name: str) -> Any:
         if start[8:9] == b"{":  # safetensors: eight bytes of length, then JSON
             return load_safetensors(stream.read())
         try:
-            with torch.serialization.safe_globals(_numpy_globals()):
+            with torch.serialization.safe_globals(numpy_globals()):
                 return torch.load(stream, map_location="cpu", weights_only=True)
         except Exception as error:
             # whatever a hostile file makes of the reader, the answer is a refusal
@@ -97,17 +127,6 @@ def _told(error: Exception) -> str:
         if "Unsupported" in line or "GLOBAL" in line or "not an allowed global" in line:
             return line.strip().removeprefix("WeightsUnpickler error: ").partition(" Please use")[0][:200].rstrip(".")
     return f"{type(error).__name__}: {words.splitlines()[0][:120] if words else 'no message'}".rstrip(".")
-
-
-def _numpy_globals() -> list[Any]:
-    """What plain arrays and numbers of numpy are pickled by, under the names of numpy 1 and 2."""
-    import numpy as np
-    from numpy._core import multiarray
-
-    kinds = [getattr(np.dtypes, name) for name in dir(np.dtypes) if name.endswith("DType")]
-    reconstruct, scalar = multiarray._reconstruct, multiarray.scalar  # noqa: SLF001 - the names that pickles hold
-    old = [(reconstruct, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
-    return [reconstruct, scalar, *old, np.ndarray, np.dtype, *kinds]
 
 
 def _state_of(loaded: Any, name: str, depth: int = DEPTH) -> Mapping[str, Any]:

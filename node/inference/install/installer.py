@@ -1,6 +1,7 @@
 """Installs a model of others: looked through, trusted by a person, converted, described by a draft of a card, put into place in one step."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -16,8 +17,10 @@ from node.domain.card_writer import write_card
 from node.domain.modelcard import ModelCard, WeightsFile
 from node.errors import BundleInvalid, UsageError
 from node.files import write_durably
+from node.inference.configuration_files import OVERRIDES
 from node.inference.install.contents import Contents, inference_configuration, inspect, read_configuration
-from node.inference.install.convert import Converted, Part, convert, rewrite
+from node.inference.install.convert import Converted, Part, convert, convert_by_bundle, rewrite
+from node.inference.install.loaders import member_files, own_loader
 from node.inference.install.nnunet_folder import MIRRORING, NOT_MIRRORED, is_trained_folder, write_bundle
 from node.inference.install.source import copy_file, files_below, opened
 from node.inference.install.standard_terms import find_in_standard
@@ -47,6 +50,8 @@ class Wishes:
     """nnU-Net: '' takes all."""
     checkpoint: str = "checkpoint_final.pth"
     replace: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the configuration, as `monai.bundle run --KEY VALUE` sets them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +183,11 @@ def _monai(work: _Work, progress: Progress) -> Draft:
     metadata = read_configuration(metadata_path)
     if not isinstance(metadata, dict):
         raise BundleInvalid("configs/metadata.json holds no table")
-    main = _main_weights(work, (work.root / "configs" / file_name).read_text(encoding="utf-8", errors="replace"))
-    progress(f"{main}: converting to safetensors, in a process without network")
-    weights = _convert_main(work, main, configuration)
+    configuration = _with_overrides(work, configuration)
+    members = member_files(configuration, _weight_files(work)) if not work.wishes.weights else ()
+    main = members or (_main_weights(work, (work.root / "configs" / file_name).read_text(encoding="utf-8", errors="replace")),)
+    progress(f"{', '.join(map(str, main))}: converting to safetensors, in a process without network")
+    weights = _convert_members(work, members) if members else _convert_main(work, main[0], configuration)
     _copy_rest(work, main)
     told = {"license": _licence(work), **metadata} if not metadata.get("license") else metadata
     return draft_card(work.name, told, configuration, [weights], find_in_standard)
@@ -188,7 +195,7 @@ def _monai(work: _Work, progress: Progress) -> Draft:
 
 def _main_weights(work: _Work, configuration: str) -> PurePosixPath:
     """The file of weights that the configuration loads: model.pt, or the one that it names."""
-    weights = [name for name in work.names if name.suffix in {".pt", ".pth", ".ckpt", ".ts", ".safetensors"}]
+    weights = _weight_files(work)
     if work.wishes.weights:
         chosen = [name for name in weights if work.wishes.weights in {str(name), name.name}]
     else:
@@ -210,6 +217,32 @@ def _main_weights(work: _Work, configuration: str) -> PurePosixPath:
     raise UsageError(f"which weights? {names} → name one with --weights")
 
 
+def _weight_files(work: _Work) -> list[PurePosixPath]:
+    return [name for name in work.names if name.suffix in {".pt", ".pth", ".ckpt", ".ts", ".safetensors"}]
+
+
+def _with_overrides(work: _Work, configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers the configuration with what the user has set, and keeps that beside the bundle."""
+    if not work.wishes.settings:
+        return dict(configuration)
+    unknown = [key for key in work.wishes.settings if re.split(r"#|::", key)[0] not in configuration]
+    if unknown:
+        raise UsageError(f"the configuration has no {unknown[0]} → it has {', '.join(sorted(configuration))}")
+    path = work.staging / "configs" / OVERRIDES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, json.dumps(dict(work.wishes.settings), indent=1).encode())
+    work.notes += [f"{key} is set to {value!r}, otherwise than its author has it" for key, value in work.wishes.settings.items()]
+    return {**configuration, **{key: value for key, value in work.wishes.settings.items() if key in configuration}}
+
+
+def _convert_members(work: _Work, members: Sequence[PurePosixPath]) -> WeightsFile:
+    """The networks of an ensemble, in one file."""
+    work.converted |= {str(name): sha256_of(work.root / name) for name in members}
+    parts = [Part(work.root / name, f"networks.{index}.") for index, name in enumerate(members)]
+    _tell(work, convert(parts, work.staging / WEIGHTS))
+    return WeightsFile(WEIGHTS, "safetensors", sha256_of(work.staging / WEIGHTS), f"installed:{', '.join(map(str, members))}")
+
+
 def _convert_main(work: _Work, main: PurePosixPath, configuration: Mapping[str, Any]) -> WeightsFile:
     source = work.root / main
     work.converted[str(main)] = sha256_of(source)
@@ -218,7 +251,8 @@ def _convert_main(work: _Work, main: PurePosixPath, configuration: Mapping[str, 
         copy_file(source, work.staging / TORCHSCRIPT)
         work.notes.append("the network is TorchScript and the bundle does not say how to build it: it runs as it is, by torch alone")
         return WeightsFile(TORCHSCRIPT, "torchscript", sha256_of(work.staging / TORCHSCRIPT), f"installed:{main}")
-    done = convert([Part(source)], work.staging / WEIGHTS)
+    by = own_loader(configuration, main)
+    done = convert_by_bundle(work.root, by, source, work.staging / WEIGHTS) if by else convert([Part(source)], work.staging / WEIGHTS)
     _tell(work, done)
     return WeightsFile(WEIGHTS, "safetensors", sha256_of(work.staging / WEIGHTS), f"installed:{main}")
 
@@ -229,13 +263,13 @@ def _tell(work: _Work, done: Converted) -> None:
         work.notes.append("this system gives no process without network: the weights were read with limits on memory and time alone")
 
 
-def _copy_rest(work: _Work, main: PurePosixPath) -> None:
+def _copy_rest(work: _Work, main: Sequence[PurePosixPath]) -> None:
     """Copies what is no pickle; a pickle that the configuration loads by itself (DiNTS: search_code.pt) is written anew."""
     told = "\n".join(
         (work.root / name).read_text(encoding="utf-8", errors="replace") for name in work.names if name.parent.name == "configs"
     )
     for name in work.names:
-        if name == main or str(name) in {WEIGHTS, "card.toml", "installed.json"}:
+        if name in main or str(name) in {WEIGHTS, "card.toml", "installed.json", f"configs/{OVERRIDES}"}:
             continue
         if name.suffix in {".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"}:
             if name.name in told and "torch.load" in told and name.suffix in {".pt", ".pth"}:

@@ -12,7 +12,7 @@ import structlog
 from node.codes import FailureReason
 from node.errors import CannotUnderstand, DataSetMismatch, IntakeError
 from node.intake.contexts import TRANSFER_SYNTAXES, supported_contexts
-from node.intake.handlers import Accept, on_c_store
+from node.intake.handlers import Accept, Rest, on_c_store
 from node.intake.incoming import FileIdentity, IncomingFile
 from node.intake.spool import Spool
 from node.intake.stow.answer import Outcome
@@ -145,14 +145,15 @@ def _store_instance(meta: FileMeta, data: tuple[memoryview, memoryview, Iterator
 
 
 def _make_safe(request: StoreRequest, incoming: IncomingFile, store: Store) -> Outcome:
-    status = on_c_store(request, incoming, _only_of_study(store) if store.study_instance_uid else store.accept)
+    status, rest = on_c_store(request, incoming, _only_of_study(store) if store.study_instance_uid else store.accept)
+    rest()
     return Outcome(status, request.sop_class_uid, request.sop_instance_uid)
 
 
 def _only_of_study(store: Store) -> Accept:
     """Answers what takes an instance where it belongs to the study that the path names."""
 
-    def accept(incoming: IncomingFile, request: StoreRequest) -> None:
+    def accept(incoming: IncomingFile, request: StoreRequest) -> Rest | None:
         try:
             incoming.check()
             if read_uids(incoming, request).study != store.study_instance_uid:
@@ -160,6 +161,6 @@ def _only_of_study(store: Store) -> Accept:
         except IntakeError:
             incoming.discard()
             raise
-        store.accept(incoming, request)
+        return store.accept(incoming, request)
 
     return accept

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from node.errors import OutOfResources
 from node.files import Durability, lies_in_memory
 from node.intake.incoming import BEGINNING_BYTES, FileIdentity, IncomingFile
 from node.intake.seal import SEAL_BYTES, decode_seal
@@ -103,6 +104,32 @@ def test_a_file_that_is_shorter_than_its_seal_says_was_never_answered_and_is_swe
     os.truncate(sealed.name, len(sealed.path.read_bytes()) - 1)
     assert list(spool.sealed()) == []
     assert not sealed.path.exists()
+
+
+def test_a_file_that_was_opened_ahead_is_begun_when_it_is_known_what_comes(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", durability=Durability.PROCESS_CRASH)
+    spool.prepare()
+    incoming = spool.open_ahead()
+    assert incoming is not None
+    incoming.begin(IDENTITY)
+    incoming.write(b"some, ")
+    incoming.conclude(b"and the rest")
+    assert contents(incoming.seal().name)[1] == b"some, and the rest"
+
+
+def test_a_file_that_was_opened_ahead_is_refused_when_the_disk_has_filled_up_since(tmp_path: Path) -> None:
+    incoming = IncomingFile(Place(str(tmp_path / "one.part")), objection=lambda: OutOfResources("full"))
+    assert incoming.is_open
+    incoming.begin(IDENTITY)
+    incoming.conclude(b"all of it")
+    with pytest.raises(OutOfResources, match="full"):
+        incoming.seal()
+    assert not incoming.path.exists()
+
+
+def test_nothing_is_opened_ahead_where_the_disk_does_not_let_us(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "absent", durability=Durability.PROCESS_CRASH)
+    assert spool.open_ahead() is None
 
 
 def test_a_place_that_was_removed_by_hand_is_made_again(tmp_path: Path) -> None:
