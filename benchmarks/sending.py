@@ -2,9 +2,10 @@
 
 Senders take turns (A B C A B C …), each in a process of its own; the sink (`benchmarks.sink`) is another. "MB/s" is from the first
 byte of the association to its last, as the sink sees it, the same for all; "command" is the whole process, with its start, imports,
-and the reading of the folder. CPU seconds are the sender's alone: of those in Python from the reading of the folder to the release,
-of storescu of the whole command without what it takes to send one small object ("start"). "lost" are the rounds in which a sender
-gave up: pynetdicom waits for ever, or for its timeout, for a response that another thread of its own has taken.
+and the reading of the folder. "x storescu" compares the former, "command x" the latter, round by round. CPU seconds are the sender's
+alone: of those in Python from the reading of the folder to the release, of storescu of the whole command without what it takes to
+send one small object ("start"). "lost" are the rounds in which a sender gave up: pynetdicom waits for ever, or for its timeout, for a
+response that another thread of its own has taken.
 """
 
 import hashlib
@@ -113,7 +114,9 @@ def measure(folder: Path, *, rounds: int, scale: float = 1.0, results: Path | No
     """Prints a table for each corpus and length of a PDU, medians of the rounds; `results` keeps them."""
     tool("storescu")
     folder.mkdir(parents=True, exist_ok=True)
+    _use_compiled_modules(folder / "compiled")
     study = make_corpus("ct500", folder / "ct500", scale=scale)
+    part = make_corpus("ct100", folder / "ct100", scale=scale)
     seg = _make_seg(folder / "seg")
     tiny = folder / "tiny"
     tiny.mkdir()
@@ -125,7 +128,7 @@ def measure(folder: Path, *, rounds: int, scale: float = 1.0, results: Path | No
             sinks = {window: stack.enter_context(sink(max_pdu_bytes, window)) for window in (1, WINDOW)}
             verifying = {window: stack.enter_context(sink(max_pdu_bytes, window, "--digests")) for window in (1, WINDOW)}
             start_cpu_s = {name: statistics.median(_send(name, sinks, tiny).command_cpu_s for _ in range(STARTS)) for name in SENDERS}
-            for title, corpus in ((f"{len(study.digests)} CT slices", study), ("one SEG", seg)):
+            for title, corpus in _titled(study, part, seg):
                 for name in SENDERS:
                     with suppress(ResponseLost):
                         assert _send(name, verifying, corpus.folder).digests == corpus.digests, f"{name} changed bytes"
@@ -145,6 +148,16 @@ def measure(folder: Path, *, rounds: int, scale: float = 1.0, results: Path | No
         results.write_text(json.dumps({"rounds": rounds, "trials": kept}, indent=1) + "\n", encoding="utf-8")
 
 
+def _use_compiled_modules(folder: Path) -> None:
+    """Makes Python keep what it compiles, as an installed program has it, also where the environment says that it must not."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+
+
+def _titled(study: Corpus, part: Corpus, seg: Corpus) -> tuple[tuple[str, Corpus], ...]:
+    return (f"{len(study.digests)} CT slices", study), (f"{len(part.digests)} CT slices", part), ("one SEG", seg)
+
+
 def _figures(name: str, rounds: Sequence[Mapping[str, Run]], corpus: Corpus, start_cpu_s: float) -> dict[str, float]:
     def median(values: Iterator[float]) -> float:
         return statistics.median(values)
@@ -155,6 +168,8 @@ def _figures(name: str, rounds: Sequence[Mapping[str, Run]], corpus: Corpus, sta
         "association_ms": median(one.association_s * 1000 for one in runs),
         "x_storescu": median(one[BASE].association_s / one[name].association_s for one in rounds if name in one),
         "mb_per_s": median(corpus.megabytes / one.association_s for one in runs),
+        "command_ms": median(one.command_s * 1000 for one in runs),
+        "command_x_storescu": median(one[BASE].command_s / one[name].command_s for one in rounds if name in one),
         "command_mb_per_s": median(corpus.megabytes / one.command_s for one in runs),
         "cpu_s_per_gb": statistics.median(sending) / corpus.megabytes * 1000,
         "command_cpu_s_per_gb": median(one.command_cpu_s for one in runs) / corpus.megabytes * 1000,
@@ -166,7 +181,7 @@ def _figures(name: str, rounds: Sequence[Mapping[str, Run]], corpus: Corpus, sta
 
 def _print(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
     print(f"\nsending {title}")
-    heads = ("ms", "MB/s", "x storescu", "CPU s/GB", "command MB/s", "command CPU s/GB", "start CPU ms", "peak MiB", "lost")
+    heads = ("ms", "MB/s", "x storescu", "CPU s/GB", "command ms", "command x", "command CPU s/GB", "start CPU ms", "peak MiB", "lost")
     print(f"{'sender':16}" + "".join(f"{head:>{len(head) + 3}}" for head in heads))
     for name, row in rows.items():
         values = (
@@ -174,7 +189,8 @@ def _print(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
             f"{row['mb_per_s']:.0f}",
             f"{row['x_storescu']:.2f}",
             f"{row['cpu_s_per_gb']:.2f}" if name != "radnode send" else "-",
-            f"{row['command_mb_per_s']:.0f}",
+            f"{row['command_ms']:.0f}",
+            f"{row['command_x_storescu']:.2f}",
             f"{row['command_cpu_s_per_gb']:.2f}",
             f"{row['start_cpu_ms']:.0f}",
             f"{row['peak_mib']:.0f}",

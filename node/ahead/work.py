@@ -116,6 +116,8 @@ class Ahead:
                 self.prepared.forget_all()
             if before and not self._may:
                 log.info("ahead.paused", busy=round(load.busy, 2), available_mib=round(load.available_bytes / 2**20))
+            elif self._may and not before:
+                log.info("ahead.resumed", busy=round(load.busy, 2))
         return self._may
 
     # ── what ────────────────────────────────────────────────────────────────

@@ -1,58 +1,41 @@
-"""The `radnode` command. Each noun is a module; heavy imports stand inside the verbs, so that help answers at once."""
+"""The `radnode` command. Each noun is a module, imported where it is called; heavy imports stand inside its verbs."""
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Final, NoReturn
 
 from node import __version__
-from node.cli import (
-    archive,
-    check,
-    config,
-    conformance,
-    delivery,
-    demo,
-    doctor,
-    engine,
-    evaluate,
-    explain,
-    job,
-    journal,
-    model,
-    peer,
-    run,
-    series,
-    serve,
-    study,
-)
 from node.cli.common import Verbs, suggest
 from node.codes import ExitCode
 from node.errors import NodeError
 
 __all__ = ["build_parser", "main"]
 
-_NOUNS = (
-    serve,
-    config,
-    doctor,
-    peer,
-    run,
-    explain,
-    check,
-    conformance,
-    job,
-    series,
-    delivery,
-    journal,
-    model,
-    engine,
-    evaluate,
-    study,
-    archive,
-    demo,
-)
+_NOUNS: Final[Mapping[str, str]] = {
+    "serve": "serve",
+    "config": "config",
+    "doctor": "doctor",
+    "echo": "peer",
+    "send": "peer",
+    "run": "run",
+    "explain": "explain",
+    "check": "check",
+    "conformance": "conformance",
+    "job": "job",
+    "series": "series",
+    "delivery": "delivery",
+    "journal": "journal",
+    "model": "model",
+    "engine": "engine",
+    "evaluate": "evaluate",
+    "study": "study",
+    "archive": "archive",
+    "demo": "demo",
+}
+"""First word of a command line → module of this package that adds it."""
 
 _EPILOG = """\
 exit codes: 0 done, 1 failed, 2 wrong usage, 69 a peer cannot be reached or refuses, 78 faults in the configuration.
@@ -68,8 +51,8 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(ExitCode.USAGE)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Answers the parser of the whole command line."""
+def build_parser(first_word: str = "") -> argparse.ArgumentParser:
+    """Answers the parser of the whole command line; of the noun alone that `first_word` names, where it names one: others cost time."""
     parser: argparse.ArgumentParser = _Parser(
         prog="radnode",
         description="A DICOM AI node: studies come in, SEG and SR go back into the archive.",
@@ -77,15 +60,17 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"radnode {__version__}")
-    verbs: Verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, parser_class=_Parser)
-    for noun in _NOUNS:
-        noun.register(verbs)
+    # Without `prog` a formatter of help is made to find it out, and that takes longer than the rest.
+    verbs: Verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True, prog="radnode", parser_class=_Parser)
+    for noun in [_NOUNS[first_word]] if first_word in _NOUNS else dict.fromkeys(_NOUNS.values()):
+        import_module(f"node.cli.{noun}").register(verbs)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and answers its exit code."""
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = build_parser(words[0] if words else "").parse_args(words)
     try:
         status = int(arguments.act(arguments))
         sys.stdout.flush()

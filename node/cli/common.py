@@ -2,20 +2,19 @@
 
 import argparse
 import dataclasses
-import difflib
-import json
 import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from node.errors import NodeError, UsageError
 
 if TYPE_CHECKING:
     import sqlite3
+    from types import TracebackType
 
     from node.config import Config
 
@@ -54,6 +53,13 @@ _ADVICE: Final[Mapping[str, str]] = {
 }
 
 
+class _LogOptions(NamedTuple):
+    """What `node.config.LogSection` says of a node, for a command."""
+
+    level: str
+    format: str = "console"
+
+
 def advice_for(error: NodeError) -> str:
     """Answers what a person can do about an error that does not say so itself."""
     return next(_ADVICE[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _ADVICE)
@@ -61,6 +67,8 @@ def advice_for(error: NodeError) -> str:
 
 def suggest(message: str) -> str:
     """Answers a message of argparse, with `did you mean` for a misspelt verb instead of the whole list."""
+    import difflib
+
     found = _CHOICE.search(message)
     if found is None:
         return message
@@ -134,14 +142,41 @@ def open_journal(arguments: argparse.Namespace) -> "sqlite3.Connection":
 
 def log_to_stderr(level: str = "warning") -> None:
     """Sends logs and warnings of the libraries to stderr, patient data masked."""
-    from node.config import LogSection
     from node.log import configure_logging
 
-    configure_logging(LogSection.model_validate({"level": level}))
+    configure_logging(_LogOptions(level))
+
+
+def log_errors_when_there_are_any() -> None:
+    """Does what `log_to_stderr("error")` does when the first error comes: its libraries take longer than it takes to send a study."""
+    import logging
+    import threading
+
+    class Waiting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            log_to_stderr("error")
+            logging.getLogger(record.name).handle(record)
+
+    def last_words(kind: type[BaseException], error: BaseException, trace: "TracebackType | None") -> None:
+        log_to_stderr("error")
+        sys.excepthook(kind, error, trace)
+
+    def last_words_of_thread(args: threading.ExceptHookArgs) -> None:
+        log_to_stderr("error")
+        threading.excepthook(args)
+
+    root = logging.getLogger()
+    root.handlers = [Waiting(logging.ERROR)]
+    root.setLevel(logging.ERROR)
+    logging.captureWarnings(capture=True)
+    sys.excepthook = last_words
+    threading.excepthook = last_words_of_thread
 
 
 def print_json(value: object) -> None:
     """Prints a value as JSON on stdout."""
+    import json
+
     print(json.dumps(_plain(value), indent=2, ensure_ascii=False))
 
 

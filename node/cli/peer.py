@@ -12,7 +12,7 @@ from node.cli.common import (
     add_config,
     add_json,
     advice_for,
-    log_to_stderr,
+    log_errors_when_there_are_any,
     print_json,
     read_config,
     say,
@@ -105,7 +105,7 @@ def address_of(arguments: argparse.Namespace) -> Address:
 def _echo(arguments: argparse.Namespace) -> int:
     from node.delivery.store_scu import echo_peer
 
-    log_to_stderr("error")
+    log_errors_when_there_are_any()
     address = address_of(arguments)
     elapsed_s = echo_peer(address.as_peer())
     if arguments.json:
@@ -120,7 +120,7 @@ def _echo(arguments: argparse.Namespace) -> int:
 def _send(arguments: argparse.Namespace) -> int:
     from node.delivery.sender import send_paths
 
-    log_to_stderr("error")
+    log_errors_when_there_are_any()
     missing = [str(path) for path in arguments.paths if not path.exists()]
     if missing:
         raise UsageError(f"there is no {', no '.join(missing)} → name folders or files with DICOM images")

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -40,10 +41,15 @@ class Part10File:
     @property
     def contexts(self) -> tuple[Context, ...]:
         """What to propose for the file, the best first: as it is; native data also in what every peer must take (PS3.5 10.1)."""
-        own = Context(self.sop_class_uid, self.transfer_syntax_uid)
-        if self.transfer_syntax_uid not in {_EXPLICIT, _IMPLICIT, _DEFLATED}:
-            return (own,)
-        return tuple(dict.fromkeys((own, Context(self.sop_class_uid, _EXPLICIT), Context(self.sop_class_uid, _IMPLICIT))))
+        return _contexts_of(self.sop_class_uid, self.transfer_syntax_uid)
+
+
+@lru_cache
+def _contexts_of(sop_class_uid: str, transfer_syntax_uid: str) -> tuple[Context, ...]:
+    own = Context(sop_class_uid, transfer_syntax_uid)
+    if transfer_syntax_uid not in {_EXPLICIT, _IMPLICIT, _DEFLATED}:
+        return (own,)
+    return tuple(dict.fromkeys((own, Context(sop_class_uid, _EXPLICIT), Context(sop_class_uid, _IMPLICIT))))
 
 
 def read_part10(path: Path) -> Part10File:

@@ -12,7 +12,9 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Final
@@ -25,7 +27,8 @@ from node.intake.census import Census, Desk
 from node.locks import die_with_parent
 
 MOST_BY_DEFAULT: Final = 4
-STOP_GRACE_S: Final = 8.0
+STOP_GRACE_S: Final = 4.0
+"""For all of them together: the supervisor waits eight seconds for the whole listener."""
 
 log = structlog.get_logger("radnode")
 
@@ -107,18 +110,23 @@ class Acceptors:
         except (EOFError, OSError):
             if not self._stopping:
                 log.error("acceptor.died", pid=pid, meaning="nothing that was answered is lost: the listener starts anew")
-            self._lost.set()
+        finally:
+            self._lost.set()  # whatever it was: nobody takes over any more what this one seals
+
+    def tell_to_stop(self) -> None:
+        """Lets them begin to end."""
+        if not self._stopping:
+            self._stopping = True
+            for pipe in self._pipes:
+                with suppress(OSError):  # it is gone already
+                    pipe.send(None)
 
     def stop(self) -> None:
         """Lets them end what is open and hand over what they have; kills what does not end."""
-        self._stopping = True
-        for pipe in self._pipes:
-            try:
-                pipe.send(None)
-            except OSError:  # it is gone already
-                continue
+        self.tell_to_stop()
+        deadline = time.monotonic() + STOP_GRACE_S
         for reader in self._readers:
-            reader.join(STOP_GRACE_S)
+            reader.join(max(0.0, deadline - time.monotonic()))
         for pid in self._pids:
             try:
                 os.kill(pid, signal.SIGKILL)  # one that is at its end by now, or hangs
@@ -141,8 +149,10 @@ def _live(post: Post, work: Work, parent: int) -> None:
     except BaseException:  # the end of a process: nobody else would hear of it
         log.exception("acceptor.failed")
     finally:
-        sys.stdout.flush()
-        os._exit(status)  # not through what the other process has set up for its own end
+        try:
+            sys.stdout.flush()
+        finally:
+            os._exit(status)  # not through what the other process has set up for its own end
 
 
 def _await_end(pipe: Connection, stop: threading.Event) -> None:

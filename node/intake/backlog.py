@@ -6,8 +6,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
+import structlog
+
 from node.intake.incoming import SealedFile
 from node.intake.uids import InstanceUids, StoreRequest
+
+log = structlog.get_logger("radnode")
 
 LULL_S: Final = 0.02
 """Without a new instance for so long, nobody is in haste."""
@@ -168,7 +172,8 @@ class Backlog:
 
     def _make_some(self) -> None:
         """Makes some places; a disk that does not let us is met, and told, by what arrives."""
+        self._places_wanted = False
         try:
             self._places_wanted = self._refill()
-        except OSError:
-            self._places_wanted = False
+        except (OSError, MemoryError, ValueError) as error:  # ValueError: what cannot be mapped
+            log.info("places.not_made", reason=str(error) or type(error).__name__)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from node.codes import IMPLEMENTATION_CLASS_UID
+from node.domain.identifiers import MAX_UID_LENGTH
 from node.errors import OutOfResources
 from node.files import Durability, fsync_folder
 from node.intake.seal import SEAL_BYTES, Seal, this_boot
@@ -75,8 +76,12 @@ class IncomingFile:
         *,
         objection: Callable[[], OutOfResources | None] = lambda: None,
         durability: Durability = Durability.POWER_LOSS,
+        fault: OutOfResources | None = None,
     ) -> None:
-        """Opens the file, and begins it where it is known what comes; else `begin` does."""
+        """Opens the file, and begins it where it is known what comes; else `begin` does.
+
+        `fault`: why nothing can be taken now. `objection` is asked again as the file grows.
+        """
         self._place = place
         self.size_bytes = 0
         self._objection = objection
@@ -93,12 +98,13 @@ class IncomingFile:
         self._is_sealed = False
         self._is_new = not place.is_made
         """Whether its name was not made ahead: it is not on the disk yet."""
-        self._fault = objection() if identity is not None else None
+        self._fault = fault
         if self._fault is None:
             try:
                 self._descriptor = self._open()
             except OSError as error:
                 self._fail(error)
+        self._give_up_place()
         if identity is not None:
             self._begin(identity)
 
@@ -117,7 +123,8 @@ class IncomingFile:
         if self._place.is_made:
             try:
                 return os.open(self._place.name, os.O_RDWR | os.O_CLOEXEC)
-            except FileNotFoundError:  # removed by hand
+            except FileNotFoundError:  # removed by hand; its pages, where they are mapped, are those of no file any more
+                self._place = Place(self._place.name)
                 self._is_new = True
         return os.open(self._place.name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, ARRIVING_MODE)
 
@@ -258,6 +265,12 @@ class IncomingFile:
         self._fault = as_out_of_resources(error)
         self.discard()
 
+    def _give_up_place(self) -> None:
+        """Removes a place that was made ahead and is not used: it belongs to nobody else."""
+        if self._descriptor < 0 and self._place.is_made:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Closes the file; nothing more can be done with it."""
         descriptor, self._descriptor = self._descriptor, -1
@@ -268,7 +281,9 @@ class IncomingFile:
 
 def file_head(identity: FileIdentity) -> bytes:
     """Answers preamble and file meta information; written by hand, since the values come from the network and may be anything."""
-    before, behind = _around_instance(identity.sop_class_uid, identity.transfer_syntax_uid, identity.calling_ae_title)
+    is_odd = len(identity.sop_class_uid) > MAX_UID_LENGTH  # from the network: nothing of that is remembered
+    around_instance = _around_instance.__wrapped__ if is_odd else _around_instance
+    before, behind = around_instance(identity.sop_class_uid, identity.transfer_syntax_uid, identity.calling_ae_title)
     meta = before + _element(0x0003, b"UI", _text(identity.sop_instance_uid)) + behind
     return _PREFIX + struct.pack("<I", len(meta)) + meta
 

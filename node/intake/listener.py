@@ -24,7 +24,7 @@ from node.intake.reception import Intake
 from node.intake.reference import ReferenceScp
 from node.intake.settler import Settler
 from node.intake.spool import Spool
-from node.intake.stow.server import start_stow
+from node.intake.stow.server import StowServer, start_stow
 from node.journal import ReceivedJournal, open_database
 from node.network.tls import listener_context
 
@@ -89,21 +89,23 @@ def _run_with_acceptors(config: Config, stop: threading.Event, acceptors: Accept
     if options.tls is not None:
         listener_context(options.tls)  # what is wrong with it is told here, and not by each of them
     supported_contexts(reports=True)  # shared by all of them, and ready
-    server = open_port(options.host, options.port)
-    acceptors.fork(server, partial(_accept, config, options, shares))
-    port = int(server.getsockname()[1])
-    server.close()  # theirs from here on
-    settler.begin()
-    acceptors.start(settler)
     intake = Intake(state_dir, spool, durability, settler)
-    stow = start_stow(config, spool, intake.accept, intake.end_association, resolve)
-    _tell_ready(config, port, recovered)
+    server = open_port(options.host, options.port)
+    stow: StowServer | None = None
     try:
+        acceptors.fork(server, partial(_accept, config, options, shares))
+        port = int(server.getsockname()[1])
+        server.close()  # theirs from here on
+        settler.begin()
+        acceptors.start(settler)
+        stow = start_stow(config, spool, intake.accept, intake.end_association, resolve)
+        _tell_ready(config, port, recovered)
         while not stop.wait(TICK_S):
             acceptors.require_all()
             if has_stow:
                 _look(spool)
     finally:
+        acceptors.tell_to_stop()
         if stow is not None:
             stow.stop()
         acceptors.stop()

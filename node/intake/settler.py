@@ -106,7 +106,8 @@ class Settler:
     def stop(self) -> None:
         """Settles what is outstanding, and ends."""
         self._backlog.stop()
-        self._thread.join(STOP_GRACE_S)
+        if self._thread.ident is not None:
+            self._thread.join(STOP_GRACE_S)
 
     # ── the thread ──────────────────────────────────────────────────────────
 
@@ -165,15 +166,19 @@ class Settler:
                 )
 
     def _is_there(self, arrival: Arrival) -> bool:
-        """Answers False for a file that was taken out of the spool by hand: the others must not wait for it for ever."""
-        if arrival.file.path.exists():
-            return True
-        log.error(
-            "instance.gone",
-            sop_instance_uid=arrival.request.sop_instance_uid,
-            meaning="answered with success, and removed from spool/incoming by somebody else: have the study sent again",
-        )
-        return False
+        """Answers False for a file that was taken out of the spool by hand, or cut: the others must not wait for it for ever."""
+        try:
+            is_whole = arrival.file.path.stat().st_size >= arrival.file.seal.end_bytes
+        except FileNotFoundError:
+            log.error(
+                "instance.gone",
+                sop_instance_uid=arrival.request.sop_instance_uid,
+                meaning="answered with success, and removed from spool/incoming by somebody else: have the study sent again",
+            )
+            return False
+        if not is_whole:
+            self._spool.set_aside(arrival.file.path)
+        return is_whole
 
     def _journal(self) -> sqlite3.Connection:
         if self._connection is None:

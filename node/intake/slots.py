@@ -81,7 +81,7 @@ class Slots:
                 return self._with_blocks[size].popleft()
             except IndexError:  # more came than was made ahead
                 pass
-        return self._take_empty() if self._is_flushed else Place(self._new_name())
+        return self._take_empty() if self._is_flushed else self.untaken()
 
     def _take_empty(self) -> Place:
         while True:
@@ -94,7 +94,11 @@ class Slots:
                     if not self._empty:
                         self._make_empty()
             except OSError:
-                return Place(self._new_name())
+                return self.untaken()
+
+    def untaken(self) -> Place:
+        """Answers a place where nothing lies, and nothing has been made."""
+        return Place(self._new_name())
 
     def refill(self) -> bool:
         """Makes some places where few are left; answers whether more are wanted. Raises OSError."""
@@ -110,27 +114,39 @@ class Slots:
         if wanted * (len(self._with_blocks[wanted]) + 1) > self._preallocated_bytes:
             return False
         for size, places in self._with_blocks.items():
-            while size != wanted and places and taken + wanted > self._preallocated_bytes:
-                _remove(places.popleft())
-                taken -= size
-        made = [self._make(wanted) for _ in range(min(MADE_AT_ONCE // 4, (self._preallocated_bytes - taken) // wanted))]
-        if self._is_flushed:
-            for place in made:
-                flush_file(Path(place.name))
-            fsync_folder(self._folder)
-        self._with_blocks[wanted].extend(made)
-        return bool(made)
+            with suppress(IndexError):  # somebody has taken the last one meanwhile
+                while size != wanted and taken + wanted > self._preallocated_bytes:
+                    _remove(places.popleft())
+                    taken -= size
+        count = min(MADE_AT_ONCE // 4, (self._preallocated_bytes - taken) // wanted)
+        self._with_blocks[wanted].extend(self._make_several(count, wanted))
+        return count > 0
 
     def clear(self) -> None:
         """Removes the places that nobody took."""
         for places in (self._empty, *self._with_blocks.values()):
-            while places:
-                _remove(places.popleft())
+            with suppress(IndexError):
+                while True:
+                    _remove(places.popleft())
 
     def _make_empty(self) -> None:
-        places = [self._make(0) for _ in range(MADE_AT_ONCE)]
-        fsync_folder(self._folder)
-        self._empty.extend(places)
+        self._empty.extend(self._make_several(MADE_AT_ONCE, 0))
+
+    def _make_several(self, count: int, size_bytes: int) -> list[Place]:
+        """Answers new places, flushed where that is promised; where one cannot be made, none of them is left."""
+        made: list[Place] = []
+        try:
+            for _ in range(count):
+                made.append(self._make(size_bytes))  # noqa: PERF401 - those before one that fails have to be known
+            if self._is_flushed:
+                for place in made if size_bytes else ():
+                    flush_file(Path(place.name))
+                fsync_folder(self._folder)
+        except BaseException:
+            for place in made:
+                _remove(place)
+            raise
+        return made
 
     def _make(self, size_bytes: int) -> Place:
         name = self._new_name()
@@ -142,6 +158,9 @@ class Slots:
                 rest = rest[os.write(descriptor, rest) :]
             if size_bytes and self._maps:
                 mapped = memoryview(mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_SHARED | _POPULATE))
+        except BaseException:
+            _remove(Place(name))
+            raise
         finally:
             os.close(descriptor)
         return Place(name, is_made=True, has_blocks=size_bytes > 0, mapped=mapped)
@@ -155,5 +174,5 @@ class Slots:
 
 
 def _remove(place: Place) -> None:
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # gone already, or a disk that does not even remove: the sweep at the next start does
         os.unlink(place.name)  # noqa: PTH108 - its name is a text: a path would be made for every instance

@@ -25,7 +25,7 @@ from typing import Final
 
 import structlog
 
-from node.errors import OutOfResources
+from node.errors import NodeError, OutOfResources
 from node.files import Durability, flush_file, fsync_folder
 from node.intake.incoming import FileIdentity, IncomingFile, SealedFile
 from node.intake.seal import SEAL_BYTES, Seal, decode_seal, this_boot
@@ -63,6 +63,10 @@ def spooled_path(state_dir: Path, sha256: str) -> Path:
 
 def _path_in(root: Path, sha256: str) -> Path:
     return root / sha256[:2] / f"{sha256}.dcm"
+
+
+class TornFile(NodeError):
+    """A sealed file that has lost bytes: somebody else has written to the folder of arriving files."""
 
 
 class Spool:
@@ -105,7 +109,7 @@ class Spool:
 
     def refill(self) -> bool:
         """Makes some places ahead for what will arrive; answers whether more are wanted. Called by one thread, when nobody waits for it."""
-        return self._slots.refill()
+        return not self.watermark.is_refusing and self._slots.refill()
 
     def clear(self) -> None:
         """Removes the places made ahead; nothing will arrive any more."""
@@ -130,7 +134,9 @@ class Spool:
 
         `expected_bytes`: how long the data set will be, if anybody knows.
         """
-        return IncomingFile(self._slots.take(expected_bytes), identity, objection=self.watermark.objection, durability=self._durability)
+        fault = self.watermark.objection()
+        place = self._slots.untaken() if fault is not None else self._slots.take(expected_bytes)
+        return IncomingFile(place, identity, objection=self.watermark.objection, durability=self._durability, fault=fault)
 
     def open_ahead(self, expected_bytes: int | None = None) -> IncomingFile | None:
         """Opens a file for an instance that is likely to come; answers None where that cannot be now."""
@@ -140,16 +146,17 @@ class Spool:
     def sealed(self) -> Iterator[SealedFile]:
         """Yields what an earlier life has answered for, and sweeps what it left half received; nothing may arrive meanwhile.
 
-        Bytes that were sealed without a digest before the machine went down may be torn, and nobody can tell: they are set aside.
+        Bytes that were sealed without a digest before the machine went down may be torn, and nobody can tell: they are set aside; so is
+        a file that is shorter than its seal says.
         """
         boot_id = this_boot()
         for path in sorted(self._incoming.iterdir()):
             with path.open("rb") as stream:
                 seal = decode_seal(stream.read(SEAL_BYTES))
-                is_torn = seal is not None and os.fstat(stream.fileno()).st_size < seal.end_bytes  # never answered: the seal came first
-            if seal is None or is_torn:
+                is_whole = seal is not None and os.fstat(stream.fileno()).st_size >= seal.end_bytes
+            if seal is None:
                 path.unlink(missing_ok=True)
-            elif seal.outlives(boot_id) and (not seal.sha256 or seal.sha256.hex() == _digest_of(path, seal)):
+            elif is_whole and seal.outlives(boot_id) and (not seal.sha256 or seal.sha256.hex() == _digest_of(path, seal)):
                 if not seal.sha256 and self._durability is Durability.POWER_LOSS:
                     flush_file(path)  # sealed when less was promised
                 yield SealedFile(str(path), seal)
@@ -217,8 +224,11 @@ class Spool:
                 os.close(folder)
 
     def _cut(self, file: SealedFile) -> None:
-        """Cuts off what a place was longer than the instance, durably before the file has its name."""
-        if file.path.stat().st_size != file.seal.end_bytes:
+        """Cuts off what a place was longer than the instance, durably before the file has its name. Never makes a file longer."""
+        size_bytes = file.path.stat().st_size
+        if size_bytes < file.seal.end_bytes:
+            raise TornFile(f"{file.path.name} is shorter than it was when it was sealed")
+        if size_bytes != file.seal.end_bytes:
             os.truncate(file.path, file.seal.end_bytes)
             if self._durability is Durability.POWER_LOSS:
                 flush_file(file.path)

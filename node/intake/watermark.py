@@ -72,6 +72,11 @@ class Watermark:
             self._remind(free)
         return BelowWatermark(f"{free >> 20} MiB free, the listener refuses below {self._limit_bytes >> 20} MiB")
 
+    @property
+    def is_refusing(self) -> bool:
+        """Whether nothing is taken now, as far as anybody has looked."""
+        return self._refusing
+
     def look(self) -> None:
         """Notices that there is room again, also when nobody sends."""
         if self._refusing:

@@ -9,13 +9,17 @@ from node.network import NO_DATA_SET, CommandElement, CommandField
 
 _HEAD: Final = struct.Struct("<HHI")
 _NUMBER: Final = struct.Struct("<H")
+_STORE_RSP: Final = _HEAD.pack(0, CommandElement.COMMAND_FIELD, 2) + _NUMBER.pack(CommandField.C_STORE_RSP)
+LONGEST_REMEMBERED: Final = 64
+"""As long as a UID may be (PS3.5 9.1)."""
 _GROUP_LENGTH: Final = struct.Struct("<I")
 _GROUP_LENGTH_ELEMENT: Final = struct.Struct("<HHII")
 _STORE_RESPONSE: Final = struct.Struct("<" + 3 * "HHIH" + "HHI")
 """Three numbers, and the head of the Affected SOP Instance UID."""
-_RESPONDED_TO, _DATA_SET_TYPE, _STATUS, _INSTANCE_UID = map(
+_CLASS_UID, _RESPONDED_TO, _DATA_SET_TYPE, _STATUS, _INSTANCE_UID = map(
     int,
     (
+        CommandElement.AFFECTED_SOP_CLASS_UID,
         CommandElement.MESSAGE_ID_RESPONDED_TO,
         CommandElement.DATA_SET_TYPE,
         CommandElement.STATUS,
@@ -50,17 +54,12 @@ def encode_store_response(sop_class_uid: str, sop_instance_uid: str, message_id:
     """Answers the command set of a C-STORE response (PS3.7 Table 9.3-2): what `encode_command` would, at once."""
     uid = sop_instance_uid.encode("ascii", "replace")
     uid += b"\x00" * (len(uid) % 2)
-    beginning = _beginning_of_store_response(sop_class_uid)
+    beginning = _encode(_CLASS_UID, sop_class_uid) + _STORE_RSP
     numbers = _STORE_RESPONSE.pack(
         0, _RESPONDED_TO, 2, message_id, 0, _DATA_SET_TYPE, 2, NO_DATA_SET, 0, _STATUS, 2, status, 0, _INSTANCE_UID, len(uid)
     )
     size = len(beginning) + len(numbers) + len(uid)
     return b"".join((_GROUP_LENGTH_ELEMENT.pack(0, 0, 4, size), beginning, numbers, uid))
-
-
-@lru_cache(maxsize=256)
-def _beginning_of_store_response(sop_class_uid: str) -> bytes:
-    return _encode(CommandElement.AFFECTED_SOP_CLASS_UID, sop_class_uid) + _encode(CommandElement.COMMAND_FIELD, CommandField.C_STORE_RSP)
 
 
 def number_in(command: Command, element: CommandElement) -> int | None:
@@ -75,8 +74,19 @@ def text_in(command: Command, element: CommandElement) -> str:
     return value if isinstance(value, str) else ""
 
 
-@lru_cache(maxsize=1024)
 def _encode(number: int, value: int | str) -> bytes:
+    """Answers an element; those that come again and again are remembered, and nothing that only an odd peer says."""
+    if isinstance(value, str) and len(value) > LONGEST_REMEMBERED:
+        return _encoded(number, value)
+    return _remembered(number, value)
+
+
+@lru_cache(maxsize=1024)
+def _remembered(number: int, value: int | str) -> bytes:
+    return _encoded(number, value)
+
+
+def _encoded(number: int, value: int | str) -> bytes:
     if isinstance(value, int):
         return _element(number, _NUMBER.pack(value))
     encoded = value.encode("ascii", "replace")

@@ -161,8 +161,9 @@ class Link:
         """
         if room is not None and self._end == self._start and self._scatters:
             placed = self._receive_in_place(room, context_id, until_s)
-            if placed:
-                return Received([room[:placed]], self._takes_end(), in_room=True)
+            is_last = self._takes_end()  # also behind an empty last fragment, which brings nothing
+            if placed or is_last:
+                return Received([room[:placed]], is_last, in_room=True)
         if len(self._buffer) < BULK_BYTES and self._end == self._start:
             self._buffer = bytearray(BULK_BYTES)
         pieces: list[memoryview] = []

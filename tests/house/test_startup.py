@@ -1,5 +1,6 @@
 """The command line answers at once: what help and `config check` import, and how long they take."""
 
+import argparse
 import json
 import resource
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from node.cli import build_parser
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "pydicom", "pynetdicom", "monai", "highdicom", "scipy", "nibabel", "PIL")
@@ -58,3 +61,48 @@ def test_help_and_config_check_answer_at_once(arguments: list[str]) -> None:
 def processor_time_of_children_s() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def test_a_verb_loads_no_other_noun() -> None:
+    assert {name for name in imported_by(["send", "--help"]) if name.startswith("node.cli.")} == {"node.cli.common", "node.cli.peer"}
+
+
+def test_a_verb_alone_is_the_verb_of_the_whole_command_line() -> None:
+    whole = verbs_of(build_parser())
+    assert {"serve", "send", "demo"} <= whole.keys()
+    for verb, parser in whole.items():
+        assert verbs_of(build_parser(verb))[verb].format_help() == parser.format_help()
+    assert verbs_of(build_parser("snd")).keys() == whole.keys()  # so that the right one can be suggested
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (action,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(action.choices)
+
+
+LAST_WORDS = """
+import logging, sys, threading, warnings
+from node.cli.common import log_errors_when_there_are_any
+log_errors_when_there_are_any()
+warnings.warn("of no interest", stacklevel=1)
+assert "structlog" not in sys.modules
+logging.getLogger("pydicom").error("Invalid value for VR PN: %s", "Doe^John")
+assert "structlog" in sys.modules
+log_errors_when_there_are_any()
+def die(): raise ValueError("thread of 'Doe^John'")
+thread = threading.Thread(target=die)
+thread.start()
+thread.join()
+log_errors_when_there_are_any()
+raise ValueError("program of 'Doe^John'")
+"""
+
+
+def test_errors_of_a_command_that_hardly_ever_logs_are_logged_and_masked() -> None:
+    ended = subprocess.run([sys.executable, "-c", LAST_WORDS], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ended.returncode == 1
+    assert ended.stderr.count("[PHI]") == 3
+    assert "Doe" not in ended.stderr.replace("raise ValueError(", "")
+    assert "of no interest" not in ended.stderr
+    for event in ("Invalid value for VR PN", "thread.failed", "process.failed"):
+        assert event in ended.stderr

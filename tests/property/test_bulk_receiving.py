@@ -220,6 +220,29 @@ def test_data_sets_that_are_built_alike_are_told_apart_from_those_that_are_not()
     assert scan_uids(cut_off, implicit=False) is None
 
 
+def test_an_empty_last_fragment_that_comes_alone_ends_the_data_set_in_its_place() -> None:
+    near, far = pair()
+    with closing(near), closing(Link(far, timeout_s=5.0, longest_pdu_bytes=LONGEST)) as link:
+        link.gulp_bytes = 20
+        near.sendall(data_pdu(fragment(b"a" * 50)))
+        near.sendall(data_pdu(fragment(b"b" * 50)))
+        room, place = memoryview(bytearray(400)), 0
+        while place < 100:
+            received = link.receive_data(1, 1e18, room[place:])
+            assert received is not None
+            assert not received.is_last
+            size = sum(map(len, received.pieces))
+            if not received.in_room:
+                room[place : place + size] = b"".join(received.pieces)
+            place += size
+        near.sendall(data_pdu(fragment(b"", 2)))
+        ended = link.receive_data(1, 1e18, room[place:])
+        assert ended is not None
+        assert ended.is_last
+        assert not b"".join(ended.pieces)
+        assert bytes(room[:100]) == b"a" * 50 + b"b" * 50
+
+
 def test_the_scan_sees_what_nearly_every_data_set_says() -> None:
     for syntax in (IMPLICIT, EXPLICIT):
         content = encoded(syntax, ["1.2", "1.3", "1.4", "1.5"], [(0x00080060, "CS", "CT"), (0x00280010, "US", 4)])  # type: ignore[list-item]

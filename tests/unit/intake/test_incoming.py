@@ -13,7 +13,7 @@ from node.files import Durability, lies_in_memory
 from node.intake.incoming import BEGINNING_BYTES, FileIdentity, IncomingFile
 from node.intake.seal import SEAL_BYTES, decode_seal
 from node.intake.slots import SIZE_CLASSES_BYTES, Place, Slots
-from node.intake.spool import Spool
+from node.intake.spool import Spool, TornFile
 
 IDENTITY = FileIdentity("1.2.840.10008.5.1.4.1.1.2", "1.2.3", "1.2.840.10008.1.2.1", "TESTER")
 MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory is meant
@@ -94,8 +94,8 @@ def test_what_is_held_back_to_the_end_can_be_read_by_its_path_when_somebody_asks
     assert contents(incoming.seal().name)[1] == b"all of it"
 
 
-def test_a_file_that_is_shorter_than_its_seal_says_was_never_answered_and_is_swept(tmp_path: Path) -> None:
-    """Killed in the middle of the one write that brings a short instance and its seal."""
+def test_a_file_that_is_shorter_than_its_seal_says_is_set_aside(tmp_path: Path) -> None:
+    """Killed in the middle of the one write that brings a short instance and its seal, and so never answered; or cut by somebody."""
     spool = Spool(tmp_path / "spool", durability=Durability.PROCESS_CRASH)
     spool.prepare()
     incoming = spool.open_incoming(IDENTITY)
@@ -104,6 +104,51 @@ def test_a_file_that_is_shorter_than_its_seal_says_was_never_answered_and_is_swe
     os.truncate(sealed.name, len(sealed.path.read_bytes()) - 1)
     assert list(spool.sealed()) == []
     assert not sealed.path.exists()
+    assert (tmp_path / "spool" / "unverified" / sealed.path.name).exists()
+
+
+def test_a_sealed_file_that_somebody_has_cut_is_never_made_longer(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", durability=Durability.PROCESS_CRASH)
+    spool.prepare()
+    incoming = spool.open_incoming(IDENTITY)
+    incoming.conclude(b"all of it")
+    sealed = incoming.seal()
+    os.truncate(sealed.name, sealed.seal.end_bytes - 1)
+    with pytest.raises(TornFile), spool.settling([sealed]):
+        pass
+    assert sealed.path.stat().st_size == sealed.seal.end_bytes - 1
+
+
+@pytest.mark.parametrize("kind", ["with blocks", "mapped"])
+def test_a_place_with_blocks_that_was_removed_by_hand_is_made_again(tmp_path: Path, kind: str) -> None:
+    """Its pages, where they are mapped, are those of no file any more: bytes put there would be gone."""
+    folder = MEMORY / f"radnode-test-{os.getpid()}" if kind == "mapped" else tmp_path
+    if kind == "mapped" and not lies_in_memory(MEMORY):
+        pytest.skip("no file system in memory at /dev/shm")
+    folder.mkdir(exist_ok=True)
+    try:
+        place = place_for(folder, kind)
+        Path(place.name).unlink()
+        incoming = IncomingFile(place, IDENTITY, durability=Durability.PROCESS_CRASH)
+        assert incoming.room() is None
+        incoming.write(b"bytes, ")
+        incoming.conclude(b"and the rest")
+        assert contents(incoming.seal().name)[1] == b"bytes, and the rest"
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+        if kind == "mapped":
+            folder.rmdir()
+
+
+def test_refusals_leave_no_places_behind(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", refuse_below_free_bytes=1 << 60)
+    spool.prepare()
+    for _ in range(100):
+        with pytest.raises(OutOfResources):
+            spool.open_incoming(IDENTITY).seal()
+    spool.clear()
+    assert list((tmp_path / "spool" / "incoming").iterdir()) == []
 
 
 def test_a_file_that_was_opened_ahead_is_begun_when_it_is_known_what_comes(tmp_path: Path) -> None:

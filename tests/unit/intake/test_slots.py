@@ -1,5 +1,6 @@
 """Places made ahead: as many as there is room for, of the size that comes, none twice, none left behind."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -59,6 +60,23 @@ def test_names_are_made_and_flushed_ahead_where_the_power_may_go(tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 2 * MADE_AT_ONCE
     slots.clear()
     assert len(list(tmp_path.iterdir())) == MADE_AT_ONCE - REFILL_BELOW + 1, "those that were taken"
+
+
+def test_a_refill_that_fails_halfway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = Slots(tmp_path, Durability.POWER_LOSS, 40 * CT)
+    flushed: list[Path] = []
+
+    def fail_at_the_third(path: Path) -> None:
+        flushed.append(path)
+        if len(flushed) % 3 == 0:
+            raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr("node.intake.slots.flush_file", fail_at_the_third)
+    for _ in range(5):
+        with pytest.raises(OSError, match="broken"):
+            slots.refill()
+    slots.clear()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_place_is_given_twice(tmp_path: Path) -> None:
