@@ -5,6 +5,7 @@ What is sealed and has not been handed over when a process dies is found in the 
 
 import threading
 from multiprocessing.connection import Connection
+from typing import Final
 
 import structlog
 
@@ -13,7 +14,7 @@ from node.intake.backlog import Arrival, Backlog, What
 from node.intake.census import Census
 from node.intake.spool import Spool
 
-STOP_GRACE_S = 5.0
+STOP_GRACE_S: Final = 3.0
 
 log = structlog.get_logger("radnode")
 
@@ -25,7 +26,8 @@ class Handover:
         self._pipe = pipe
         self._census = census
         self._backlog = Backlog(spool.refill)
-        self._thread = threading.Thread(target=self._backlog.run, args=(self._pass_on,), name="handover", daemon=True)
+        self._has_failed = False
+        self._thread = threading.Thread(target=self._run, name="handover", daemon=True)
 
     def start(self) -> int:
         """Passes on by itself from here on; what an earlier life has answered for is for the one who files."""
@@ -35,13 +37,13 @@ class Handover:
 
     def check(self) -> None:
         """Raises OutOfResources while the one who files cannot."""
-        if self._census.trouble:
+        if self._has_failed or self._census.trouble:
             raise OutOfResources("the journal or the spool cannot be written")
 
     def submit(self, arrival: Arrival) -> None:
         """Takes a sealed instance; waits where very many have not been taken over."""
         self._backlog.put(arrival)
-        self._backlog.wait_for_room(lambda: self._census.trouble)
+        self._backlog.wait_for_room(lambda: self._has_failed or self._census.trouble)
 
     def submit_end(self, association: str) -> None:
         """Takes note that an association has ended, behind the instances that came over it."""
@@ -56,11 +58,18 @@ class Handover:
         self._backlog.stop()
         self._thread.join(STOP_GRACE_S)
 
+    def _run(self) -> None:
+        try:
+            self._backlog.run(self._pass_on)
+        except Exception:  # our bug: nobody hands over any more, so nobody is to be told success either
+            log.exception("handover.failed", meaning="instances are refused until the listener is started anew")
+            self._has_failed = True
+
     def _pass_on(self, batch: list[What]) -> bool:
         try:
             self._pipe.send([_plain(one) for one in batch])
         except OSError as error:  # the other one is gone, and this process about to be: what is sealed is found at the next start
-            log.warning("handover.failed", reason=str(error), count=len(batch))
+            log.warning("handover.in_vain", reason=str(error), count=len(batch))
         return True
 
 

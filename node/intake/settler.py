@@ -116,6 +116,10 @@ class Settler:
             left = self._backlog.run(self._try)
             if left:
                 log.warning("instances.unsettled", count=left, meaning="sealed: taken in at the next start")
+        except Exception:  # our bug: nobody files any more, so nobody is to be told success either
+            log.exception("settler.failed", meaning="instances are refused until the listener is started anew")
+            self._trouble = OutOfResources("nobody files what arrives")
+            self._on_trouble(self._trouble)
         finally:
             self._close_journal()
 

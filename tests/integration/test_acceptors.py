@@ -17,10 +17,11 @@ import pytest
 from node.delivery.store_scu import Part10File, StoreScu, contexts_for, read_part10
 from node.errors import AssociationRejectedTransient, DeliveryError, OutOfResources
 from node.files import Durability
-from node.intake.backlog import Arrival
+from node.intake.backlog import Arrival, Backlog, Filing
 from node.intake.census import Census
 from node.intake.handover import Handover
 from node.intake.incoming import FileIdentity
+from node.intake.settler import Settler
 from node.intake.spool import Spool
 from node.intake.uids import InstanceUids, StoreRequest
 from tests.factories import make_ct_series
@@ -177,6 +178,32 @@ def test_the_next_listener_sweeps_nothing_while_a_process_of_the_last_one_lives(
     begun_s = time.monotonic()
     with Spool(tmp_path / "spool").claimed():
         assert os.waitpid(child, os.WNOHANG)[0] == child or time.monotonic() - begun_s > 0.5
+
+
+@pytest.mark.parametrize("kind", ["settler", "handover"])
+def test_where_the_thread_that_files_has_ended_by_a_fault_nothing_is_taken_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def broken(*_: object) -> int:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(Backlog, "run", broken)
+    spool = Spool(tmp_path / "spool")
+    spool.prepare()
+    pipe, other = Pipe()
+    filing: Filing = Settler(tmp_path, spool, Durability.POWER_LOSS) if kind == "settler" else Handover(spool, pipe, Census())
+    filing.start()
+
+    def refuses() -> bool:
+        with suppress(OutOfResources):
+            filing.check()
+            return False
+        return True
+
+    wait_until(refuses, "the refusal")
+    filing.stop()
+    pipe.close()
+    other.close()
 
 
 def test_what_is_handed_over_arrives_in_order_and_is_refused_while_it_cannot_be_filed(tmp_path: Path) -> None:

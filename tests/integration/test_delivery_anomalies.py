@@ -13,7 +13,7 @@ import pytest
 from node.domain.states import Confirmation, DeliveryState
 from node.journal import JournalUnusable
 from node.journal.queries import transitions_of
-from node.network.link import Link
+from node.network.link import BULK_BYTES, Link
 from tests.factories import make_ct_series
 from tests.integration.delivery_kit import Archive, archive, desk, queue
 
@@ -70,10 +70,10 @@ def broken_network(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
             self.socket.close()  # what follows fails as on a connection that was reset
         send(self, data)
 
-    def broken_receive(self: Link) -> None:
+    def broken_receive(self: Link, most: int = BULK_BYTES) -> None:
         if fault.happens():
             raise ConnectionResetError(104, "Connection reset by peer")
-        receive(self)
+        receive(self, most)
 
     monkeypatch.setattr(socket, "create_connection", create_connection)
     monkeypatch.setattr(Link, "send", broken_send)
