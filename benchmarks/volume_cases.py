@@ -60,16 +60,17 @@ def cases(folder: Path, scale: Scale) -> Iterator[Case]:
     from tests.bundles import copy_bundle, write_card, write_random_weights
 
     window = [scale.window] * 3
-    for title, name, changes in (
-        ("spleen UNet", "spleen_ct_segmentation", {"inferer#roi_size": window}),
-        ("whole body, 105 classes", "wholeBody_ct_segmentation", {"inferer#roi_size": window}),
+    changes = {"inferer#roi_size": window}
+    for title, name, classes in (
+        ("spleen UNet", "spleen_ct_segmentation", 2),
+        ("whole body, 105 classes", "wholeBody_ct_segmentation", 105),
     ):
         if not scale.wants(title):
             continue
         volume = synthetic_volume(scale.slices, scale.rows, seed=1)
         bundle = copy_bundle(name, folder, changes)
         write_random_weights(bundle, [volume], crop=scale.window)
-        write_card(bundle, {1: "structure"})
+        write_card(bundle, {value: f"structure {value}" for value in range(1, classes)})
         run = {"dataloader#num_workers": 0, "separate_folder": False, "output_dir": str(folder / f"{name}-out")}
         yield _case(folder, Source(title, bundle, volume), run, scale.device)
     for title, name, files in (

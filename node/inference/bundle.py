@@ -78,6 +78,17 @@ class Bundle:
         return only_named(segment(images, self.recipe, self._engine, progress), self.card)
 
 
+def in_ranges(numbers: Sequence[int]) -> str:
+    """Answers ascending numbers as a person writes them: `1, 3 to 7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
+
+
 def only_named(findings: Findings, card: ModelCard) -> Findings:
     """Answers findings without the labels that the card does not name: background that is a channel, structures that nobody wants."""
     label_map = findings.label_map
@@ -93,7 +104,7 @@ def only_named(findings: Findings, card: ModelCard) -> Findings:
     else:
         table = np.array([value if value in named else 0 for value in range(256)], dtype=np.uint8)
         kept = replace(label_map, labels=table[label_map.labels])
-    note = f"labels that the card does not name were left out: {', '.join(map(str, left_out))}"
+    note = f"labels that the card does not name were left out: {in_ranges(left_out)}"
     return replace(findings, label_map=kept, provenance_notes=(*findings.provenance_notes, note))
 
 

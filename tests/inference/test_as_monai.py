@@ -12,7 +12,7 @@ import torch
 from node.domain.findings import Findings
 from node.domain.volume import Volume
 from node.errors import BundleInvalid, OutsideIntendedUse
-from node.inference.bundle import load_bundle
+from node.inference.bundle import in_ranges, load_bundle
 from node.inference.engines.onnx_export import network_digest
 from node.inference.recipe import read_recipe
 from node.inference.series_reader import read_series
@@ -277,6 +277,13 @@ def test_labels_that_the_card_does_not_name_are_left_out(tmp_path: Path, studies
     assert_equal_labels(findings.label_map, expected, [1, 3])
     assert set(np.unique(findings.label_map.labels).tolist()) == {0, 1, 3}
     assert findings.provenance_notes[-1] == "labels that the card does not name were left out: 2"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"), [([], ""), ([2], "2"), ([1, 3, 4], "1, 3 to 4"), ([*range(2, 105)], "2 to 104"), ([1, 3, 5], "1, 3, 5")]
+)
+def test_many_labels_are_named_as_a_person_would(numbers: list[int], words: str) -> None:
+    assert in_ranges(numbers) == words
 
 
 def test_a_volume_that_a_network_cannot_halve_is_declined_and_not_tried_again(tmp_path: Path, studies: list[tuple[Volume, Path]]) -> None:
