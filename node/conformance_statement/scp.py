@@ -75,7 +75,7 @@ def _policy() -> str:
     rows = [
         ("application context", "1.2.840.10008.3.1.1.1, the DICOM application context"),
         ("associations at once", f"`listener.max_associations`, {defaults.max_associations} unless configured; {SPARE_CONNECTIONS} further "
-         "connections may be negotiating or be rejected"),
+         "connections to each process that receives may be negotiating or be rejected"),
         ("Maximum Length asked for", f"`listener.max_pdu_bytes`, {defaults.max_pdu_bytes} unless configured; longer ones are taken up to "
          f"{LONGEST_PDU_BYTES // _MIB} MiB, or the length asked for where that is more"),
         ("time for TLS handshake and A-ASSOCIATE-RQ (ARTIM)", f"{ARTIM_S:g} s, or `listener.network_timeout_s` where that is less"),

@@ -94,7 +94,7 @@ def build_postprocessing(parser: ConfigParser, items: Sequence[Component], keys:
             raise BundleInvalid(f"postprocessing holds {item.told}, which takes no dictionary → its dictionary form, {item.told}d")
         if is_monais and names and not known & set(names):
             raise BundleInvalid(
-                f"postprocessing holds {item.told}: it works on {', '.join(names)}, and there is {', '.join(sorted(known))}"
+                f"postprocessing holds {item.told}: it works on {', '.join(names)}, and there is {', '.join(sorted(known))} → its keys"
             )
         output = getattr(transform, "output_key", None)
         known |= {*names, *([str(output)] if output else [])}
@@ -193,7 +193,7 @@ def _as_loaded(images: Sequence[Volume], own: AsMonai) -> dict[str, Any]:
 
 def _answers(answer: Any, own: AsMonai) -> dict[str, torch.Tensor]:
     if not isinstance(answer, torch.Tensor):
-        raise BundleInvalid(f"the inferer answers a {type(answer).__name__} and no tensor")
+        raise BundleInvalid(f"the inferer answers a {type(answer).__name__} and no tensor → one that answers the scores of all channels")
     if len(own.prediction_keys) == 1:
         return {own.prediction_keys[0]: answer}
     return dict(zip(own.prediction_keys, answer.chunk(len(own.prediction_keys), dim=1), strict=True))

@@ -71,7 +71,7 @@ def _networks(parser: ConfigParser) -> list[torch.nn.Module]:
     networks = list(found) if isinstance(found, (list, tuple)) else [found]
     others = [type(one).__name__ for one in networks if not isinstance(one, torch.nn.Module)]
     if others or not networks:
-        raise BundleInvalid(f"{NETWORKS.replace('::', '#')} holds {', '.join(others) or 'nothing'} and no networks")
+        raise BundleInvalid(f"{NETWORKS.replace('::', '#')} holds {', '.join(others) or 'nothing'} and no networks → a list of them")
     if len({id(one) for one in networks}) < len(networks):
         raise BundleInvalid(
             f"{NETWORKS.replace('::', '#')} names one network several times: all would have the same weights "

@@ -46,7 +46,9 @@ def read_prompts(parser: ConfigParser, items: Sequence[Component], wanted: Seque
         given = list(parser.get_parsed_content(key)) if key is not None else []
     prompts = tuple(sorted({int(one) for one in given}))
     if not prompts:
-        raise BundleInvalid("the network has to be told what to look for, and neither card nor configuration names a label")
+        raise BundleInvalid(
+            "the network has to be told what to look for, and neither card nor configuration names a label → [[segments]] in card.toml"
+        )
     if prompts[0] < 1 or prompts[-1] > LARGEST_VALUE or len(prompts) > LARGEST_VALUE:
         raise BundleInvalid(f"labels to look for lie between {prompts[0]} and {prompts[-1]} → 1 to {LARGEST_VALUE}")
     return prompts
@@ -85,7 +87,8 @@ def sliding_window_of(inferer: Any, prompts: Sequence[int]) -> SlidingWindowInfe
         options = answer.options
     else:
         raise BundleInvalid(
-            f"{type(inferer).__name__} does not use MONAI's sliding window: radnode cannot ask it for labels without clicks"
+            f"{type(inferer).__name__} does not use MONAI's sliding window: radnode cannot ask it for labels without clicks "
+            "→ an inferer that calls monai.inferers.sliding_window_inference, or `python -m monai.bundle run`"
         )
     finally:
         names.update(originals)

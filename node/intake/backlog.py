@@ -2,12 +2,14 @@
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import structlog
 
+from node.errors import OutOfResources
 from node.intake.incoming import SealedFile
 from node.intake.uids import InstanceUids, StoreRequest
 
@@ -36,28 +38,6 @@ class Arrival(NamedTuple):
 
 What = Arrival | str
 """An instance, or the name of an association that has ended, behind what came over it."""
-
-
-class Filing(Protocol):
-    """Sees to it that sealed instances get their rows: in this process, or by handing them to the one that does. Serves all threads."""
-
-    def start(self) -> int:
-        """Takes in what an earlier life has answered for, and answers how many instances that was; from here on it works."""
-
-    def check(self) -> None:
-        """Raises OutOfResources while what was sealed before cannot be filed."""
-
-    def submit(self, arrival: Arrival) -> None:
-        """Takes a sealed instance; waits where very many are unfiled."""
-
-    def submit_end(self, association: str) -> None:
-        """Takes note that an association has ended, behind the instances that came over it."""
-
-    def drain(self, timeout_s: float) -> bool:
-        """Waits until everything is passed on that was submitted before; answers False where that takes longer."""
-
-    def stop(self) -> None:
-        """Passes on what is outstanding, and ends."""
 
 
 def is_due(*, waiting: bool, urgent: bool, idle_s: float, oldest_s: float) -> bool:
@@ -177,3 +157,43 @@ class Backlog:
             self._places_wanted = self._refill()
         except (OSError, MemoryError, ValueError) as error:  # ValueError: what cannot be mapped
             log.info("places.not_made", reason=str(error) or type(error).__name__)
+
+
+class Filing(ABC):
+    """Sees to it that sealed instances get their rows: in this process, or by handing them to the one that does. Serves all threads."""
+
+    def __init__(self, refill: Callable[[], bool]) -> None:
+        """`refill` as for a Backlog."""
+        self._backlog = Backlog(refill)
+
+    @abstractmethod
+    def start(self) -> int:
+        """Takes in what an earlier life has answered for, and answers how many instances that was; from here on it works."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises OutOfResources while what was sealed before cannot be filed."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Passes on what is outstanding, and ends."""
+
+    def submit(self, arrival: Arrival) -> None:
+        """Takes a sealed instance; waits where very many are unfiled."""
+        self._backlog.put(arrival)
+        self._backlog.wait_for_room(self._is_stuck)
+
+    def submit_end(self, association: str) -> None:
+        """Takes note that an association has ended, behind the instances that came over it."""
+        self._backlog.put(association)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Waits until everything is passed on that was submitted before; answers False where that takes longer."""
+        return self._backlog.drain(timeout_s)
+
+    def _is_stuck(self) -> bool:
+        try:
+            self.check()
+        except OutOfResources:
+            return True
+        return False

@@ -3,6 +3,7 @@
 import mmap
 import multiprocessing
 import struct
+import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final
@@ -20,7 +21,8 @@ class Census:
     def __init__(self, processes: int = 1) -> None:
         self._processes = processes
         self._numbers = mmap.mmap(-1, _COUNT.size * (processes + 1))
-        self._lock: AbstractContextManager[object] = multiprocessing.get_context("fork").Lock()
+        # One process needs no semaphore of the system's, and so no /dev/shm.
+        self._lock: AbstractContextManager[object] = multiprocessing.get_context("fork").Lock() if processes > 1 else threading.Lock()
 
     def enter(self, process: int, rules: AdmissionRules) -> Refusal | None:
         """Counts an association of a process in; answers why it must not be, None where it may."""

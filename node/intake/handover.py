@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from node.errors import OutOfResources
-from node.intake.backlog import Arrival, Backlog, What
+from node.intake.backlog import Filing, What
 from node.intake.census import Census
 from node.intake.spool import Spool
 
@@ -19,13 +19,13 @@ STOP_GRACE_S: Final = 3.0
 log = structlog.get_logger("radnode")
 
 
-class Handover:
+class Handover(Filing):
     """The Filing of a process that hands what it has sealed to another."""
 
     def __init__(self, spool: Spool, pipe: Connection, census: Census) -> None:
+        super().__init__(spool.refill)
         self._pipe = pipe
         self._census = census
-        self._backlog = Backlog(spool.refill)
         self._has_failed = False
         self._thread = threading.Thread(target=self._run, name="handover", daemon=True)
 
@@ -39,19 +39,6 @@ class Handover:
         """Raises OutOfResources while the one who files cannot."""
         if self._has_failed or self._census.trouble:
             raise OutOfResources("the journal or the spool cannot be written")
-
-    def submit(self, arrival: Arrival) -> None:
-        """Takes a sealed instance; waits where very many have not been taken over."""
-        self._backlog.put(arrival)
-        self._backlog.wait_for_room(lambda: self._has_failed or self._census.trouble)
-
-    def submit_end(self, association: str) -> None:
-        """Takes note that an association has ended, behind the instances that came over it."""
-        self._backlog.put(association)
-
-    def drain(self, timeout_s: float) -> bool:
-        """Waits until everything is passed on that was submitted before; answers False where that takes longer."""
-        return self._backlog.drain(timeout_s)
 
     def stop(self) -> None:
         """Passes on what is outstanding, and ends."""

@@ -55,8 +55,10 @@ class Intake:
         return partial(self._file, incoming, arrival)
 
     def _file(self, incoming: IncomingFile, arrival: Arrival) -> None:
-        incoming.close()
-        self._filing.submit(arrival)
+        try:
+            incoming.close()
+        finally:  # it is safe, whatever the system says of its descriptor
+            self._filing.submit(arrival)
 
     def record_report(self, report: CommitmentReport) -> bool:
         """Notes durably what an archive says about a storage commitment; answers False when it answers no request of ours."""

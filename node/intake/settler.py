@@ -16,7 +16,7 @@ import structlog
 from node.errors import IntakeError, OutOfResources
 from node.files import Durability
 from node.intake.adoption import ADOPTION, read_sealed
-from node.intake.backlog import BATCH, Arrival, Backlog, What
+from node.intake.backlog import BATCH, Arrival, Filing, What
 from node.intake.spool import KeptFile, Spool
 from node.journal import ReceivedInstance, ReceivedJournal, Reception, Recorded, open_database
 from node.journal.database import JournalUnusable
@@ -26,7 +26,7 @@ STOP_GRACE_S: Final = 10.0
 log = structlog.get_logger("radnode")
 
 
-class Settler:
+class Settler(Filing):
     """Names and records what was sealed, in order. `submit` and `submit_end` serve all threads."""
 
     def __init__(
@@ -37,11 +37,11 @@ class Settler:
         on_trouble: Callable[[OutOfResources | None], None] = lambda _trouble: None,
     ) -> None:
         """`on_trouble` is told why filing fails, and None when it works again."""
+        super().__init__(spool.refill)
         self._on_trouble = on_trouble
         self._state_dir = state_dir
         self._spool = spool
         self._durability = durability
-        self._backlog = Backlog(spool.refill)
         self._trouble: OutOfResources | None = None
         self._connection: sqlite3.Connection | None = None
         self._thread = threading.Thread(target=self._run, name="settler", daemon=True)
@@ -89,19 +89,6 @@ class Settler:
         """Raises OutOfResources while the journal or the spool does not take what was sealed before."""
         if self._trouble is not None:
             raise self._trouble
-
-    def submit(self, arrival: Arrival) -> None:
-        """Takes a sealed instance; waits where very many are unsettled."""
-        self._backlog.put(arrival)
-        self._backlog.wait_for_room(lambda: self._trouble is not None)
-
-    def submit_end(self, association: str) -> None:
-        """Takes note that an association has ended, behind the instances that came over it."""
-        self._backlog.put(association)
-
-    def drain(self, timeout_s: float) -> bool:
-        """Waits until everything is settled that was submitted before; answers False where that takes longer."""
-        return self._backlog.drain(timeout_s)
 
     def stop(self) -> None:
         """Settles what is outstanding, and ends."""

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,22 @@ from node.intake.spool import Spool, TornFile
 
 IDENTITY = FileIdentity("1.2.840.10008.5.1.4.1.1.2", "1.2.3", "1.2.840.10008.1.2.1", "TESTER")
 MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory is meant
+IS_MEMORY = lies_in_memory(MEMORY)
 SMALLEST = SIZE_CLASSES_BYTES[0]
+
+
+@contextmanager
+def folder_for(kind: str, tmp_path: Path) -> Iterator[Path]:
+    """A folder where files are of a kind; empty behind the block."""
+    folder = MEMORY / f"radnode-test-{os.getpid()}" if kind == "mapped" else tmp_path
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    finally:
+        for path in folder.iterdir():
+            path.unlink()
+        if kind == "mapped":
+            folder.rmdir()
 
 
 def place_for(folder: Path, kind: str) -> Place:
@@ -52,11 +69,8 @@ def contents(sealed_name: str) -> tuple[bytes, bytes]:
 @example("new", [], 5)
 @example("new", [("write", 0)], 5)
 def test_a_sealed_file_holds_what_came(tmp_path: Path, kind: str, parts: list[tuple[str, int]], last: int) -> None:
-    folder = MEMORY / f"radnode-test-{os.getpid()}" if kind == "mapped" else tmp_path
-    if kind == "mapped" and not lies_in_memory(MEMORY):
-        pytest.skip("no file system in memory at /dev/shm")
-    folder.mkdir(exist_ok=True)
-    try:
+    kind = "with blocks" if kind == "mapped" and not IS_MEMORY else kind
+    with folder_for(kind, tmp_path) as folder:
         durability = Durability.POWER_LOSS if kind == "empty" else Durability.PROCESS_CRASH
         incoming = IncomingFile(place_for(folder, kind), IDENTITY, durability=durability)
         said = b""
@@ -78,11 +92,6 @@ def test_a_sealed_file_holds_what_came(tmp_path: Path, kind: str, parts: list[tu
         assert data == said
         assert head.startswith(b"DICM\x02\x00\x00\x00UL")
         assert sealed.seal.sha256 in {b"", hashlib.sha256(said).digest()}
-    finally:
-        for path in folder.iterdir():
-            path.unlink()
-        if kind == "mapped":
-            folder.rmdir()
 
 
 def test_what_is_held_back_to_the_end_can_be_read_by_its_path_when_somebody_asks(tmp_path: Path) -> None:
@@ -122,11 +131,9 @@ def test_a_sealed_file_that_somebody_has_cut_is_never_made_longer(tmp_path: Path
 @pytest.mark.parametrize("kind", ["with blocks", "mapped"])
 def test_a_place_with_blocks_that_was_removed_by_hand_is_made_again(tmp_path: Path, kind: str) -> None:
     """Its pages, where they are mapped, are those of no file any more: bytes put there would be gone."""
-    folder = MEMORY / f"radnode-test-{os.getpid()}" if kind == "mapped" else tmp_path
-    if kind == "mapped" and not lies_in_memory(MEMORY):
+    if kind == "mapped" and not IS_MEMORY:
         pytest.skip("no file system in memory at /dev/shm")
-    folder.mkdir(exist_ok=True)
-    try:
+    with folder_for(kind, tmp_path) as folder:
         place = place_for(folder, kind)
         Path(place.name).unlink()
         incoming = IncomingFile(place, IDENTITY, durability=Durability.PROCESS_CRASH)
@@ -134,11 +141,6 @@ def test_a_place_with_blocks_that_was_removed_by_hand_is_made_again(tmp_path: Pa
         incoming.write(b"bytes, ")
         incoming.conclude(b"and the rest")
         assert contents(incoming.seal().name)[1] == b"bytes, and the rest"
-    finally:
-        for path in folder.iterdir():
-            path.unlink()
-        if kind == "mapped":
-            folder.rmdir()
 
 
 def test_refusals_leave_no_places_behind(tmp_path: Path) -> None:
